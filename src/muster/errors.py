@@ -1,0 +1,117 @@
+"""Every exception that Muster raises on purpose, and the exit code of each.
+
+::
+
+    MusterError                      exit code 1
+    ├── RefusedInput                 2   bad input, refused before any worker starts
+    │   ├── JobError                     a job file, a --set value or an environment value is wrong
+    │   ├── DataError                    a data set is missing, unreadable or does not fit the job
+    │   ├── RunNotFound                  no such run folder
+    │   ├── RunLocked                    another live process works on this run
+    │   ├── MissingExtra                 an optional dependency is not installed
+    │   └── UnsupportedPlatform          this operating system is not supported
+    ├── EngineLost                   4   the engine (Ray, a forkserver) died or could not start
+    ├── RankFailed                   1   a rank raised, died or hung, and no restart was left
+    ├── CheckpointCorrupt            5   no checkpoint of the run is intact
+    ├── Stopped                    130   stopped by Ctrl-C after saving a checkpoint
+    └── Preempted                   75   stopped by SIGTERM after saving a checkpoint
+"""
+
+from __future__ import annotations
+
+
+class MusterError(Exception):
+    """Base of all errors raised on purpose; its text is one message for a person."""
+
+    exit_code = 1
+
+
+class RefusedInput(MusterError):
+    """Bad input: says what, where and what would be right; nothing has been started."""
+
+    exit_code = 2
+
+
+class JobError(RefusedInput):
+    """A job is wrong.
+
+    Arguments:
+        found: what is wrong, in a few words.
+        mend: what would be right.
+        key: the key path, such as ``how.ranks``.
+        source: the file, ``--set`` or the environment variable's name the value came from.
+        line: one-based line in ``source``, where it has lines.
+    """
+
+    def __init__(
+        self, found: str, *, mend: str, key: str = "", source: str = "job", line: int | None = None
+    ) -> None:
+        self.found, self.mend, self.key, self.source, self.line = found, mend, key, source, line
+        where = source if line is None else f"{source}:{line}"
+        super().__init__(f"{where}: {key + ': ' if key else ''}{found}; {mend}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild_job_error, (self.found, self.mend, self.key, self.source, self.line)
+
+
+def _rebuild_job_error(found: str, mend: str, key: str, source: str, line: int | None) -> JobError:
+    return JobError(found, mend=mend, key=key, source=source, line=line)
+
+
+class DataError(RefusedInput):
+    """A data set is missing, unreadable or does not fit the job; names the file."""
+
+
+class RunNotFound(RefusedInput):
+    """No run folder of that path or name."""
+
+
+class RunLocked(RefusedInput):
+    """Another live process works on this run; names its process id and host."""
+
+
+class MissingExtra(RefusedInput):
+    """An optional dependency is not installed; names the extra that brings it."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        self.package, self.extra, self.purpose = package, extra, purpose
+        super().__init__(f"{purpose} needs {package}; install it with: pip install 'muster[{extra}]'")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return MissingExtra, (self.package, self.extra, self.purpose)
+
+
+class UnsupportedPlatform(RefusedInput):
+    """This operating system is not supported."""
+
+
+class EngineLost(MusterError):
+    """The engine died or could not start."""
+
+    exit_code = 4
+
+
+class RankFailed(MusterError):
+    """A rank raised, died or hung and no restart was left; carries that rank's own traceback."""
+
+    def __init__(self, message: str, *, rank: int | None = None, traceback: str = "") -> None:
+        self.rank, self.traceback = rank, traceback
+        super().__init__(message)
+
+
+class CheckpointCorrupt(MusterError):
+    """No checkpoint of the run is intact."""
+
+    exit_code = 5
+
+
+class Stopped(MusterError):
+    """Stopped by Ctrl-C after saving a checkpoint."""
+
+    exit_code = 130
+
+
+class Preempted(MusterError):
+    """Stopped by SIGTERM after saving a checkpoint."""
+
+    exit_code = 75
