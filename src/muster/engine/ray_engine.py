@@ -1,0 +1,144 @@
+"""Starts, joins and leaves Ray; nothing else in Muster calls `ray.init` or `ray.shutdown`.
+
+The embedded engine listens on loopback only, has no dashboard, sends no usage statistics and probes no network: Ray asks
+cloud metadata addresses for its whereabouts unless ``~/ray_bootstrap_config.yaml`` names a local provider, so
+it is started under a private HOME holding that file, and every rank gets the user's HOME back. A cluster
+is joined as it is, with the user's own token.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from muster.errors import EngineLost
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+OBJECT_STORE_BYTES: Final = 128 * 2**20
+_TOKEN: Final = secrets.token_hex(32)  # Ray reads it once in a process, so every embedded engine of this one shares it
+_EMBEDDED: Final = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else every listener is on all interfaces and 8.8.8.8 is asked for our address
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": _TOKEN,
+    "GLOO_SOCKET_IFNAME": "lo",
+    "TP_SOCKET_IFNAME": "lo",
+}
+
+
+@dataclass(frozen=True)
+class Session:
+    """A started engine: the ``ray`` module, connected.
+
+    Arguments:
+        ray: the module.
+        embedded: whether it is ours alone, on this machine.
+        home: the user's HOME, for the ranks.
+        daemons: process ids of the engine's daemons on this machine that no rank can do without.
+    """
+
+    ray: ModuleType
+    embedded: bool
+    home: str
+    daemons: tuple[int, ...]
+
+    def lost(self) -> str | None:
+        """A sentence if one of the daemons has died, else None."""
+        for pid in self.daemons:
+            try:
+                state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
+            except FileNotFoundError:
+                state = b"X"
+            if state in (b"Z", b"X"):
+                return f"a daemon of the embedded engine (process {pid}) died"
+        return None
+
+
+@contextmanager
+def embedded(cpus: int, folder: Path, mark: dict[str, str]) -> Iterator[Session]:
+    """An engine of one's own on this machine, for as long as the context lasts.
+
+    Arguments:
+        cpus: logical cores to hand out to ranks.
+        folder: a private folder with a short path.
+        mark: environment variables that everything started will carry.
+
+    Raises:
+        EngineLost: Ray could not start.
+    """
+    home = os.environ.get("HOME", "/")
+    private = folder / "home"
+    private.mkdir(parents=True, exist_ok=True)
+    (private / "ray_bootstrap_config.yaml").write_text("provider: {type: local}\n", encoding="utf-8")
+    inherited = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
+    before = dict(os.environ)
+    for name in inherited:  # RAY_ADDRESS and the like are meant for a cluster
+        del os.environ[name]
+    os.environ.update(_EMBEDDED, HOME=str(private), **mark)
+    try:
+        import ray
+
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                _node_ip_address="127.0.0.1",
+                _temp_dir=str(folder / "r"),
+                log_to_driver=False,
+                configure_logging=False,
+            )
+        except Exception as error:
+            raise EngineLost(f"Ray could not start on this machine: {error}; `muster doctor` looks for the cause") from error
+        try:
+            yield Session(ray, True, home, _daemons(ray))
+        finally:
+            ray.shutdown()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextmanager
+def cluster(address: str, mark: dict[str, str]) -> Iterator[Session]:
+    """Joins an existing Ray cluster as it is.
+
+    Arguments:
+        address: ``host:port`` of its head.
+        mark: environment variables that the ranks will carry.
+
+    Raises:
+        EngineLost: no cluster answers there.
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    import ray
+
+    try:
+        ray.init(address=address, log_to_driver=False, configure_logging=False, runtime_env={"env_vars": mark})
+    except Exception as error:
+        raise EngineLost(f"no Ray cluster could be joined at {address}: {error}") from error
+    try:
+        yield Session(ray, False, os.environ.get("HOME", "/"), ())
+    finally:
+        ray.shutdown()
+
+
+def _daemons(ray: Any) -> tuple[int, ...]:
+    """The gcs_server and the raylet of the embedded engine."""
+    node = ray._private.worker._global_node
+    return tuple(
+        info.process.pid
+        for kind, infos in node.all_processes.items()
+        if kind in ("gcs_server", "raylet")
+        for info in infos
+    )
