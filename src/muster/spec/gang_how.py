@@ -1,0 +1,140 @@
+"""``how`` for the shape *gang*: ranks in lockstep, synchronous data-parallel training."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from muster.spec.section import Section, refuse
+from muster.spec.shape import How
+from muster.spec.values import Duration, Interval
+
+
+class Optimizer(Section):
+    """The update rule, with PyTorch's defaults."""
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    """The optimizer of torch.optim."""
+
+    lr: float = Field(default=1e-3, gt=0)
+    """The learning rate before warm-up and halving."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the running means of gradient and squared gradient; for adam and adamw."""
+
+    weight_decay: float = Field(default=0.0, ge=0)
+    """L2 penalty (adam, sgd) or decoupled decay (adamw)."""
+
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    """Momentum; for sgd."""
+
+    @model_validator(mode="after")
+    def _options_belong_to_the_optimizer(self) -> Optimizer:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise refuse(f"found {list(self.betas)}", mend="expected two numbers from 0 to below 1", key="betas")
+        if self.name == "sgd" and self.betas != (0.9, 0.999):
+            raise refuse("sgd has no betas", mend="remove the key, or set name: adam", key="betas")
+        if self.name != "sgd" and self.momentum:
+            raise refuse(f"{self.name} has no momentum", mend="set betas instead, or name: sgd", key="momentum")
+        return self
+
+
+class Schedule(Section):
+    """How the learning rate changes over the steps."""
+
+    kind: Literal["constant", "halve"] = "constant"
+    """``halve`` multiplies the learning rate by one half every `every` steps, as EDSR and RCAN were trained."""
+
+    every: int | None = Field(default=None, ge=1)
+    """Steps between two halvings; by default a quarter of the run's steps."""
+
+    warmup: int = Field(default=0, ge=0)
+    """Steps over which the learning rate rises linearly from 0."""
+
+    @model_validator(mode="after")
+    def _every_belongs_to_halving(self) -> Schedule:
+        if self.kind == "constant" and self.every is not None:
+            raise refuse("a constant schedule halves nothing", mend="set kind: halve or remove the key", key="every")
+        return self
+
+
+class GangHow(How):
+    """Ranks in lockstep: each computes the gradient of its share of the batch, all apply the mean."""
+
+    shape: Literal["gang"] = "gang"
+    """The shape of parallel work."""
+
+    ranks: int = Field(default=2, ge=1, le=4096, examples=[2])
+    """Processes that train together."""
+
+    steps: int = Field(ge=1, lt=2**53, examples=[600])
+    """Updates of the weights."""
+
+    batch: int = Field(ge=1, lt=2**31, examples=[16])
+    """Samples per step over all ranks together."""
+
+    micro_batch: int | None = Field(default=None, ge=1)
+    """The most samples that a rank processes at once; gradients of more are accumulated. By default its whole share."""
+
+    precision: Literal["fp32", "bf16", "fp64"] = Field(default="fp32", examples=["fp32"])
+    """Arithmetic of the forward and backward pass; bf16 keeps fp32 weights, fp64 is for verification."""
+
+    optimizer: Optimizer = Optimizer()
+    """The update rule."""
+
+    schedule: Schedule = Schedule()
+    """The learning rate over the steps."""
+
+    checkpoint_every: Interval = Field(default=Interval(every=Duration(30_000)), examples=["30s"])
+    """Time or steps between two checkpoints, such as ``30s``, ``5m`` or ``200 steps``; the most that a kill can lose."""
+
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Newest checkpoints that are kept; the best one is kept besides."""
+
+    evaluate_every: int | None = Field(default=None, ge=1)
+    """Steps between two evaluations; by default only before the first and after the last step."""
+
+    max_restarts: int = Field(default=3, ge=0)
+    """Restarts from the last checkpoint after a rank or the engine is lost, before the run counts as failed."""
+
+    hang_timeout: Duration = Duration(300_000)
+    """A rank without a sign of life for so long counts as hung."""
+
+    loader_workers: int = Field(default=0, ge=0, le=256)
+    """Processes per rank that prepare samples; 0 prepares them in the rank itself."""
+
+    trace_every: int = Field(default=100, ge=1)
+    """One step in so many is sampled for the timeline of the report."""
+
+    @field_validator("schedule", mode="after")
+    @classmethod
+    def _fill_in_halvings(cls, schedule: Schedule, info: ValidationInfo) -> Schedule:
+        steps = info.data.get("steps")
+        if steps is not None and schedule.kind == "halve" and schedule.every is None:
+            # four plateaus (1, 1/2, 1/4, 1/8 of the rate), close to RCAN's 1000 epochs halved every 200
+            return schedule.model_copy(update={"every": math.ceil(steps / 4)})
+        return schedule
+
+    @model_validator(mode="after")
+    def _shares_are_possible(self) -> GangHow:
+        if self.batch < self.ranks:
+            raise refuse(
+                f"a batch of {self.batch} leaves some of {self.ranks} ranks without a sample",
+                mend=f"set how.batch to at least {self.ranks}, or fewer how.ranks",
+                key="batch",
+            )
+        if self.micro_batch is not None and self.micro_batch > self.batch:
+            raise refuse(
+                f"found {self.micro_batch}, more than the whole batch of {self.batch}",
+                mend=f"expected at most {self.batch}",
+                key="micro_batch",
+            )
+        if self.schedule.warmup >= self.steps:
+            raise refuse(
+                f"a warm-up of {self.schedule.warmup} steps does not end within the run's {self.steps}",
+                mend=f"expected less than {self.steps}",
+                key="schedule.warmup",
+            )
+        return self

@@ -1,0 +1,72 @@
+"""The whole job: *what*, *how* and *where*, and what must hold between them."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
+
+from muster.spec.gang_how import GangHow
+from muster.spec.section import Section, refuse
+from muster.spec.shape import How
+from muster.spec.what import What
+from muster.spec.where import Where
+
+#: The class of ``how`` for each shape of parallel work; a new shape is one more entry.
+SHAPES: Final[dict[str, type[How]]] = {"gang": GangHow}
+
+NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+
+class Job(Section):
+    """What to run, how to spread it and where.
+
+    ``what`` and ``how`` are held as the application's and the shape's own classes. Made from Python, pass
+    instances of those; from plain data, use `muster.spec.parse_job`, which finds the classes by name.
+    """
+
+    name: str = Field(pattern=NAME_PATTERN, examples=["my-job"])
+    """Names the run folder: letters, digits, dot, dash and underscore; by default the job file's name."""
+
+    what: SerializeAsAny[What]
+    """The application and its data."""
+
+    how: SerializeAsAny[How]
+    """The shape of parallelism and the recipe."""
+
+    where: Where = Where()
+    """The machines."""
+
+    @field_validator("what", "how", mode="before")
+    @classmethod
+    def _is_typed(cls, section: Any) -> Any:
+        if not isinstance(section, Section):
+            raise refuse("plain data has no type here", mend="use muster.spec.parse_job for plain data")
+        return section
+
+    @field_validator("where", mode="after")
+    @classmethod
+    def _bound_ranks(cls, where: Where, info: ValidationInfo) -> Where:
+        how = info.data.get("how")
+        if not isinstance(how, GangHow):
+            return where
+        if where.min_ranks is not None and where.min_ranks > how.ranks:
+            raise refuse(
+                f"found {where.min_ranks}, more than how.ranks ({how.ranks})",
+                mend=f"expected at most {how.ranks}",
+                key="min_ranks",
+            )
+        if where.max_ranks is not None and where.max_ranks < how.ranks:
+            raise refuse(
+                f"found {where.max_ranks}, less than how.ranks ({how.ranks})",
+                mend=f"expected at least {how.ranks}",
+                key="max_ranks",
+            )
+        if where.max_ranks is not None and where.max_ranks > how.batch:
+            raise refuse(
+                f"{where.max_ranks} ranks cannot share a batch of {how.batch}",
+                mend=f"expected at most {how.batch}, or a larger how.batch",
+                key="max_ranks",
+            )
+        bounds = {"min_ranks": where.min_ranks or how.ranks, "max_ranks": where.max_ranks or how.ranks}
+        return where.model_copy(update=bounds)

@@ -1,0 +1,30 @@
+"""What all sections of a job file have in common, and how their validators refuse a value."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+from pydantic_core import PydanticCustomError
+
+
+class Section(BaseModel):
+    """A part of a job: immutable, refuses unknown keys, every field described for the reference page."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        use_attribute_docstrings=True,
+    )
+
+
+def refuse(found: str, *, mend: str, key: str = "") -> PydanticCustomError:
+    """The error for a validator of a section to raise; it becomes a `JobError` that knows file and line.
+
+    Arguments:
+        found: what is wrong, in a few words.
+        mend: what would be right.
+        key: the key path below the validated part, such as ``schedule.every``; empty means that part itself.
+    """
+    # pydantic formats the template with its context, so braces in a user's value must not be part of the template
+    return PydanticCustomError("refused", "{found}; {mend}", {"found": found, "mend": mend, "key": key})
