@@ -1,8 +1,9 @@
 """Bicubic enlargement of tensors: the global skip of `edsr-small` and the baseline that evaluation reports.
 
-The filter is that of `muster.apps.vision.resize.bicubic_upscale` (a = −0.5, replicated edges) without rounding and clipping
-between the passes. One function serves both uses on purpose: at step 0 the model's output and the baseline are then the
-same bits, and the gain over bicubic is exactly zero. On Set5 it lies 0.02 dB or less from the published bicubic rows.
+The filter is that of `muster.apps.vision.resize.bicubic_upscale` (a = −0.5, replicated edges) without
+rounding and clipping between the passes. One function serves both uses on purpose: at step 0 the model's
+output and the baseline are then the same bits, and the gain over bicubic is exactly zero. On Set5 it lies
+0.02 dB or less from the published bicubic rows.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from muster.apps.vision.resize import cubic_kernel
 def bicubic_skip(x: torch.Tensor, scale: int) -> torch.Tensor:
     """Images enlarged by a whole factor; never differentiated, never in reduced precision.
 
-    Each of the scale² sub-pixel positions is one fixed 5×5 filter, so the whole is a convolution and a pixel shuffle.
+    Each of the scale² sub-pixel positions is one fixed 5×5 filter, so the whole is a convolution and a
+    pixel shuffle.
 
     Arguments:
         x: float [n, channels, height, width].

@@ -1,11 +1,13 @@
 """EDSR, the enhanced deep residual network for single-image super-resolution.
 
-Lim, Son, Kim, Nah, Lee: Enhanced Deep Residual Networks for Single Image Super-Resolution, CVPR workshops 2017
-(arXiv:1707.02921). Residual blocks without batch normalisation, scaled before they are added; all work is
-done at low resolution, and sub-pixel convolutions (Shi et al. 2016, arXiv:1609.05158) enlarge at the end.
+Lim, Son, Kim, Nah, Lee: Enhanced Deep Residual Networks for Single Image Super-Resolution, CVPR workshops
+2017 (arXiv:1707.02921). Residual blocks without batch normalisation, scaled before they are added; all work
+is done at low resolution, and sub-pixel convolutions (Shi et al. 2016, arXiv:1609.05158) enlarge at the
+end.
 
-`edsr-small` is ours, for laptops: 8 blocks of 32 features learn what bicubic enlargement lacks. Its last convolution
-starts at zero, so that the untrained model *is* bicubic enlargement, to the bit (`muster.apps.vision.bicubic`).
+`edsr-small` is ours, for laptops: 8 blocks of 32 features learn what bicubic enlargement lacks. Its last
+convolution starts at zero, so that the untrained model *is* bicubic enlargement, to the bit
+(`muster.apps.vision.bicubic`).
 """
 
 from __future__ import annotations
@@ -65,8 +67,8 @@ class ResidualBlock(nn.Module):
 class EDSR(nn.Module):
     """Enlarges RGB images by a whole factor; a plain module, of which only the weights are state.
 
-    The mean shifts are buffers outside the state, so parameters count as papers count them: 1.37 M for the baseline ×2,
-    40.7 M for the full model ×2.
+    The mean shifts are buffers outside the state, so parameters count as papers count them: 1.37 M for the
+    baseline ×2, 40.7 M for the full model ×2.
 
     Arguments:
         arch: `edsr-small`, `edsr-baseline`, `edsr-full`, or an `Architecture` of your own.

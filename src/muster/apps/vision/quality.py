@@ -1,8 +1,9 @@
 """PSNR and SSIM on luma, as super-resolution papers report them.
 
-Both compare the Y channel of ITU-R BT.601 in studio range (16..235), rounded to whole grey levels as MATLAB's `rgb2ycbcr` does, with
-``scale`` pixels shaved off every border. SSIM is that of Wang et al. 2004 (doi:10.1109/TIP.2003.819861): an 11×11
-Gaussian window of 1.5 pixels, K1 = 0.01, K2 = 0.03, only windows that lie inside the image.
+Both compare the Y channel of ITU-R BT.601 in studio range (16..235), rounded to whole grey levels as
+MATLAB's `rgb2ycbcr` does, with ``scale`` pixels shaved off every border. SSIM is that of Wang et al. 2004
+(doi:10.1109/TIP.2003.819861): an 11×11 Gaussian window of 1.5 pixels, K1 = 0.01, K2 = 0.03, only windows
+that lie inside the image.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Bicubic resizing in MATLAB's `imresize` convention, as the tables of the super-resolution field assume.
 
-Keys' cubic convolution kernel with a = −0.5 (Keys 1981, doi:10.1109/TASSP.1981.1163711). Shrinking stretches the kernel by
-the factor (antialiasing), so that every low-resolution sample averages the 4·scale nearest samples of each axis.
-Pixels beyond the border repeat the border. The vertical pass comes first, and its result is rounded to 8 bits
-before the horizontal one, because that is what made the low-resolution files everybody compares on: with
-these choices, and no others that we tried, `bicubic_downscale` gives every value of the Set5 files.
-Pillow's bicubic differs from them by up to 14 grey levels.
+Keys' cubic convolution kernel with a = −0.5 (Keys 1981, doi:10.1109/TASSP.1981.1163711). Shrinking
+stretches the kernel by the factor (antialiasing), so that every low-resolution sample averages the 4·scale
+nearest samples of each axis. Pixels beyond the border repeat the border. The vertical pass comes first, and
+its result is rounded to 8 bits before the horizontal one, because that is what made the low-resolution
+files everybody compares on: with these choices `bicubic_downscale` gives
+every value of the Set5 files. Pillow's bicubic differs from them by up to 14 grey levels.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def bicubic_taps(
         factor: size out / size in, exactly; below 1 the kernel is widened by 1/factor.
 
     Returns:
-        indices [size_out, taps], clamped into the axis (replicated edges), and weights [size_out, taps], rows sum to 1.
+        indices [size_out, taps], clamped into the axis (replicated edges), and weights [size_out, taps],
+        rows sum to 1.
     """
     stretch = min(factor, 1.0)
     width = 4.0 / stretch
@@ -80,7 +81,8 @@ def bicubic_downscale(image: npt.NDArray[np.uint8], scale: int) -> npt.NDArray[n
 def bicubic_upscale(image: npt.NDArray[np.uint8], scale: int) -> npt.NDArray[np.uint8]:
     """An image enlarged by a whole factor: the baseline that super-resolution has to beat.
 
-    `muster.apps.vision.bicubic.bicubic_skip` is the same filter on tensors, without the rounding between the passes.
+    `muster.apps.vision.bicubic.bicubic_skip` is the same filter on tensors, without the rounding between
+    the passes.
 
     Arguments:
         image: uint8 [height, width] or [height, width, channels].
