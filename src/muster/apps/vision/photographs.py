@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
 SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp")
 
-# MPO is what many telephones write under the name .jpg: a JPEG with a second one (depth, preview) behind it.
-_FORMATS: Final = ("JPEG", "MPO", "PNG", "WEBP")
+_FORMATS: Final = ("JPEG", "PNG", "WEBP")
 _MODES: Final = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "I;16", "I;16B", "I;16L"}
 
 
@@ -162,6 +161,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path, formats=_FORMATS) as image:
+                # MPO is what many telephones write as .jpg: a JPEG with another (depth, preview) behind it.
                 if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
                     raise DataError(f"{path}: it is animated; give a still picture")
                 _refuse_mode(image)

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from muster.apps.vision.photographs import find_photographs, inspect_photograph
 from muster.apps.vision.samples import SAMPLE_PHOTOS, SAMPLES, sample_paths
 from muster.errors import DataError, JobError
-from muster.spec import What
+from muster.spec import Section, What, refuse
 from muster.training.application import Application
 
 if TYPE_CHECKING:
@@ -30,46 +30,36 @@ _MOST_STRIPS = 4
 _SSIM_WINDOW = 11
 
 
-class SuperResolutionModel(BaseModel):
+class SuperResolutionModel(Section):
     """The network."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    arch: Literal["edsr-small", "edsr-baseline", "edsr-full"] = "edsr-small"
+    """`edsr-small` (8 blocks of 32 features on top of bicubic, for laptops), `edsr-baseline` (16 of 64, as
+    published) or `edsr-full` (32 of 256, as published)."""
 
-    arch: Literal["edsr-small", "edsr-baseline", "edsr-full"] = Field(
-        "edsr-small",
-        description="Architecture: `edsr-small` (8 blocks of 32 features on top of bicubic, for laptops), "
-        "`edsr-baseline` (16 of 64, as published) or `edsr-full` (32 of 256, as published).",
-    )
-    scale: Literal[2, 3, 4] = Field(2, description="How many times larger the result is on each side.")
+    scale: Literal[2, 3, 4] = 2
+    """How many times larger the result is on each side."""
 
 
 class SuperResolutionWhat(What):
     """The ``what`` section of a super-resolution job."""
 
-    model: SuperResolutionModel = Field(SuperResolutionModel(), description="The network and its scale.")
-    data: str = Field(
-        SAMPLE_PHOTOS,
-        min_length=1,
-        description="`sample-photos` (six colour photographs that scikit-image and scikit-learn carry), or a "
-        "folder of JPEG, PNG or WebP photographs, searched recursively; a relative path starts at the "
-        "working "
-        "directory.",
-    )
-    evaluation: str | None = Field(
-        None,
-        min_length=1,
-        description="A folder of held-out photographs. Without it: chelsea and china for "
-        "`sample-photos`; for a "
-        "folder, a tenth of its photographs (at least 1, at most 10), evenly spaced in order of name.",
-    )
-    patch: int = Field(
-        96,
-        ge=8,
-        description="Sides of a training patch in pixels of the high resolution; a multiple of the scale.",
-    )
-    patches_per_photograph: int = Field(
-        64, ge=1, description="Random patches of each photograph in one epoch; sets how long an epoch is."
-    )
+    model: SuperResolutionModel = SuperResolutionModel()
+    """The network and its scale."""
+
+    data: str = Field(default=SAMPLE_PHOTOS, min_length=1, examples=["~/photographs"])
+    """`sample-photos` (six colour photographs that scikit-image and scikit-learn carry), or a folder of JPEG,
+    PNG or WebP photographs, searched recursively; a relative path starts at the working directory."""
+
+    evaluation: str | None = Field(default=None, min_length=1, examples=["~/held-out"])
+    """A folder of held-out photographs. Without it: chelsea and china for `sample-photos`; for a folder, a
+    tenth of its photographs (at least 1, at most 10), evenly spaced in order of name."""
+
+    patch: int = Field(default=96, ge=8)
+    """Sides of a training patch in pixels of the high resolution; a multiple of the scale."""
+
+    patches_per_photograph: int = Field(default=64, ge=1)
+    """Random patches of each photograph in one epoch; sets how long an epoch is."""
 
     @field_validator("data", "evaluation")
     @classmethod
@@ -79,15 +69,17 @@ class SuperResolutionWhat(What):
             return value
         return str(Path(value).expanduser().absolute())
 
-    @model_validator(mode="after")
-    def _patch_fits_scale(self) -> SuperResolutionWhat:
-        if self.patch % self.model.scale:
-            near = self.patch - self.patch % self.model.scale
-            raise ValueError(
-                f"patch: {self.patch} is not a multiple of the scale {self.model.scale}; "
-                f"use {near} for example"
+    @field_validator("patch")
+    @classmethod
+    def _patch_fits_scale(cls, patch: int, info: ValidationInfo) -> int:
+        model = info.data.get("model")
+        if model is not None and patch % model.scale:  # None: refused already
+            near = patch - patch % model.scale + model.scale
+            raise refuse(
+                f"found {patch}, which the scale {model.scale} does not divide",
+                mend=f"expected a multiple of {model.scale}, such as {near}",
             )
-        return self
+        return patch
 
 
 class SuperResolution(Application):
