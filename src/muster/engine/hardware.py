@@ -33,7 +33,7 @@ def environment(job_path: str = "") -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": cores(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "gpus": _gpus(),
+        "gpus": gpus(),
         "versions": _versions("muster", "torch", "ray", "numpy", "pillow", "pydantic"),
         "git": _git(Path(job_path).absolute().parent if job_path else Path.cwd()),
     }
@@ -46,7 +46,8 @@ def _cpu_name() -> str:
     return platform.machine()
 
 
-def _gpus() -> list[str]:
+def gpus() -> list[str]:
+    """Name, memory and driver of each NVIDIA GPU of this machine."""
     if shutil.which("nvidia-smi") is None:
         return []
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]

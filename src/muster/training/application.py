@@ -37,6 +37,9 @@ class Application(ABC):
     #: The typed ``what`` section: a subclass of `muster.spec.What`.
     What: ClassVar[type[What]] = What
 
+    #: The quality by which the best checkpoint is chosen (more is better), one of those that `evaluate` gives, or None.
+    quality: ClassVar[str | None] = None
+
     def __init__(self, what: Any) -> None:
         self.what = what
 
@@ -75,6 +78,10 @@ class Application(ABC):
     def evaluation_data(self) -> Sequence[Any]:
         """The held-out items; the ranks share them out and count each exactly once."""
         return ()
+
+    def item_name(self, index: int) -> str:
+        """What to call a held-out item in the records."""
+        return str(index)
 
     def evaluate(self, model: torch.nn.Module, item: Any) -> dict[str, float]:
         """Qualities of one held-out item, by name; the run records each item's and their mean."""

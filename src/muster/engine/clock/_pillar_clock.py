@@ -50,6 +50,17 @@ class StepTimes:
     spans: list[tuple[str, Mark, Mark]] = field(default_factory=list)
     buckets: list[Bucket] = field(default_factory=list)
 
+    def timeline(self) -> Iterator[tuple[str, str, float, float]]:
+        """Lane, name, start and end of everything that happened in a resolved step."""
+        for start, end in self.io_spans:
+            yield "loop", "io", start, end
+        yield from (("loop", name, start, end) for name, start, end in self.spans)
+        if self.blocked_from is not None and self.blocked_until is not None:
+            yield "loop", "wait", self.blocked_from, self.blocked_until
+        yield from (("loop", name, start, end) for name, start, end in self.stalls)
+        for bucket in self.buckets:
+            yield "comm", f"all_reduce {bucket.index}", bucket.enter, bucket.end
+
 
 class PillarClock:
     """Times the steps of one rank.
@@ -178,29 +189,45 @@ class PillarClock:
 
     # ---- afterwards -----------------------------------------------------------------------------------------
 
-    def resolve(self, step: StepTimes) -> list[float]:
-        """Turns the marks of an ended step into times; returns when this rank entered each bucket, in order.
+    @property
+    def current(self) -> StepTimes:
+        """The marks of the step that is open.
 
-        On CUDA this waits for the step's last event, which is why the caller does it some steps later.
+        Raises:
+            RuntimeError: no step is open.
         """
-        if self._cuda:
+        if self._step is None:
+            raise RuntimeError("no step is open: call begin_step first")
+        return self._step
+
+    def resolve_enters(self, step: StepTimes) -> list[float]:
+        """When this rank entered each bucket of a step, in order.
+
+        On CUDA the step must have ended; this waits for its last event, which is why the caller comes some steps later.
+        """
+        if self._cuda and step.device_end is not None:
             step.device_end.synchronize()
             self._resolve_device_times(step)
-        step.buckets = [
-            Bucket(flight.index, flight.bytes, flight.enter, flight.enter, _or(flight.end, flight.enter), flight.enter)
-            for flight in step.flights
-        ]
-        return [bucket.enter for bucket in step.buckets]
+        return [flight.enter for flight in step.flights]
 
     def pillars(self, step: StepTimes, last_enter: list[float]) -> Pillars:
-        """The partition of a resolved step.
+        """The partition of a step that has ended.
 
         Arguments:
-            step: a step after `resolve`.
+            step: a step after `resolve_enters`.
             last_enter: for each bucket, when the last of all ranks entered it.
         """
-        for bucket, entered in zip(step.buckets, last_enter, strict=True):
-            bucket.last_enter = max(entered, bucket.enter)
+        step.buckets = [
+            Bucket(
+                index=flight.index,
+                bytes=flight.bytes,
+                ready=flight.enter,
+                enter=flight.enter,
+                end=flight.enter if flight.end is None else flight.end,
+                last_enter=max(entered, flight.enter),
+            )
+            for flight, entered in zip(step.flights, last_enter, strict=True)
+        ]
         blocked = None
         if step.blocked_from is not None and step.blocked_until is not None:
             blocked = (step.blocked_from, step.blocked_until)
@@ -238,6 +265,3 @@ class PillarClock:
         step.start, step.end = base_time, device_end
         self._base = step.device_end, device_end
 
-
-def _or(value: float | None, default: float) -> float:
-    return default if value is None else value

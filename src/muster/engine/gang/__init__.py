@@ -12,13 +12,14 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from muster.engine import hardware, ray_engine
 from muster.engine.gang._context import Place, RankContext, RankPlan, Yielded
 from muster.engine.gang._launcher import Launcher
 from muster.engine.gang._supervision import Limits, Supervision
-from muster.engine.processes import Warded
+from muster.engine.processes import MARK_VARIABLE, Warded
 from muster.errors import JobError
 
 __all__ = ["Engine", "Launcher", "Limits", "Place", "RankContext", "RankPlan", "Supervision", "Yielded", "engine", "run"]
@@ -63,6 +64,7 @@ class Engine:
         limits = Limits(
             ranks=ranks,
             min_ranks=min_ranks or ranks,
+            max_ranks=ranks,
             max_restarts=max_restarts,
             hang_timeout_s=hang_timeout_s,
             threads=threads,
@@ -79,7 +81,7 @@ def engine(
     *,
     cpus: int | None = None,
     address: str | None = None,
-    mark: str | None = None,
+    private: tuple[str, Path] | None = None,
     preload: Sequence[str] = (),
 ) -> Iterator[Engine]:
     """Starts (or joins) an engine for as long as the context lasts.
@@ -88,7 +90,7 @@ def engine(
         kind: `local` (processes of this machine, no Ray), `embedded` (Ray, on loopback) or `cluster`.
         cpus: logical cores of the embedded engine; by default those of the machine.
         address: ``host:port`` of a cluster's head.
-        mark: the mark that everything started carries; by default one of its own.
+        private: mark and private folder, where a `Warded` is kept already; by default one is made.
         preload: modules that ranks of the local engine have imported before they are forked.
 
     Raises:
@@ -98,9 +100,13 @@ def engine(
     if kind == "local":
         yield Engine(kind, None, preload)
     elif kind == "embedded":
-        with Warded(mark or secrets.token_hex(5)) as warded:
-            with ray_engine.embedded(cpus or hardware.cores(), warded.folder, warded.mark_environment) as session:
-                yield Engine(kind, session, preload)
+        with contextlib.ExitStack() as stack:
+            if private is None:
+                warded = stack.enter_context(Warded(secrets.token_hex(5)))
+                private = warded.mark, warded.folder
+            mark, folder = private
+            session = ray_engine.embedded(cpus or hardware.cores(), folder, {MARK_VARIABLE: mark})
+            yield Engine(kind, stack.enter_context(session), preload)
     elif kind == "cluster" and address:
         with ray_engine.cluster(address, {}) as session:
             yield Engine(kind, session, preload)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 from dataclasses import dataclass
@@ -143,4 +144,5 @@ class RankContext:
         def asked(*_: Any) -> None:
             self._asked = self._asked or "preempted"
 
-        signal.signal(signal.SIGTERM, asked)
+        with contextlib.suppress(ValueError):  # only a main thread can listen; a Ray actor's ranks run beside it
+            signal.signal(signal.SIGTERM, asked)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from muster.engine.gang._context import Place, RankPlan
@@ -46,6 +46,10 @@ class Launcher(ABC):
 
     #: Whether each rank's process sees only its own GPUs, so that its first one is device 0.
     isolates_gpus = False
+
+    def __init__(self) -> None:
+        #: Polled by a rank that runs in this very process, where nothing else can tell it to stop.
+        self.stop_asked: Callable[[], str | None] = lambda: None
 
     @abstractmethod
     def room_for(self, ranks: int) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import multiprocessing.connection
 import sys
 import time
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +27,7 @@ class LocalLauncher(Launcher):
     """
 
     def __init__(self, preload: Sequence[str] = ()) -> None:
+        super().__init__()
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["torch", "torch.distributed", "muster.engine.gang", *preload])
         self._processes: list[Any] = []
@@ -40,6 +42,9 @@ class LocalLauncher(Launcher):
 
     def start(self, plans: Sequence[RankPlan], function: bytes) -> None:
         self._processes, self._lines, self._states = [], [], []
+        if len(plans) == 1:
+            self._run_here(plans[0], function)
+            return
         for plan in plans:
             ours, theirs = self._context.Pipe()
             process = self._context.Process(target=_rank_main, args=(plan, function, theirs), daemon=True)
@@ -50,10 +55,18 @@ class LocalLauncher(Launcher):
             self._lines.append(ours)
             self._states.append(RankState(beat=time.monotonic()))
 
+    def _run_here(self, plan: RankPlan, function: bytes) -> None:
+        """One rank alone needs no process of its own, and a debugger reaches it here."""
+        here = dataclasses.replace(plan, log=None)
+        outcome = run_rank(here, cloudpickle.loads(function), _SameProcessLine(self.stop_asked), own_process=False)
+        self._states = [RankState(outcome, seen=time.monotonic())]
+
     def poll(self) -> Sequence[RankState]:
         open_lines = [line for line in self._lines if not line.closed]
         if open_lines:
             multiprocessing.connection.wait(open_lines, timeout=0.05)
+        if not self._processes:
+            return self._states
         for line, process, state in zip(self._lines, self._processes, self._states, strict=True):
             self._drain(line, state)
             if not state.ended and not process.is_alive():
@@ -103,14 +116,14 @@ class _PipeLine:
         return self._connection.recv() if self._connection.poll() else None
 
 
-class _NoLine:
+class _SameProcessLine:
     """The line of a rank that runs in the launching process."""
 
-    def beat(self) -> None:
-        return
+    def __init__(self, stop_asked: Callable[[], str | None]) -> None:
+        self.asked_to_stop = stop_asked
 
-    def asked_to_stop(self) -> str | None:
-        return None
+    def beat(self) -> None:
+        """Nobody could act on a hang of the process that would have to."""
 
 
 def _rank_main(plan: RankPlan, function: bytes, connection: multiprocessing.connection.Connection) -> None:

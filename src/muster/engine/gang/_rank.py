@@ -48,10 +48,19 @@ def this_place() -> Place:
     return Place(socket.gethostname(), boot_id, "127.0.0.1", port)
 
 
-def run_rank(plan: RankPlan, function: Callable[[RankContext], Any], line: Line) -> Outcome:
-    """Runs ``function`` as one rank of a gang, in this process; never raises."""
+def run_rank(
+    plan: RankPlan, function: Callable[[RankContext], Any], line: Line, *, own_process: bool = True
+) -> Outcome:
+    """Runs ``function`` as one rank of a gang, in this process; never raises.
+
+    Arguments:
+        plan: what the rank is told.
+        function: called with its context.
+        line: to its supervisor.
+        own_process: whether the process is the rank's alone, so that its signals and output are too.
+    """
     os.environ.update(plan.environment)
-    if threading.current_thread() is threading.main_thread():
+    if own_process and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's: it asks for a save first
     if plan.log is not None:
         _print_into(plan.log)

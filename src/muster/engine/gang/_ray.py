@@ -33,6 +33,7 @@ class RayLauncher(Launcher):
     def __init__(
         self, session: Session, *, cpus: float = 1, gpus: float = 0, memory: int = 0, patience_s: float = 60.0
     ) -> None:
+        super().__init__()
         self._session, self._ray = session, session.ray
         self._bundle: dict[str, float] = {"CPU": cpus}
         if gpus:

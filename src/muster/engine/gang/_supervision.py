@@ -29,6 +29,7 @@ class Limits:
     Arguments:
         ranks: how many ranks are wanted.
         min_ranks: with how few it may go on.
+        max_ranks: to how many it may grow where there is room.
         max_restarts: how many failures are forgiven.
         hang_timeout_s: longest time between two heartbeats of a rank; None: never.
         threads: kernel threads per rank; None: the cores shared out.
@@ -38,6 +39,7 @@ class Limits:
 
     ranks: int
     min_ranks: int
+    max_ranks: int
     max_restarts: int = 0
     hang_timeout_s: float | None = None
     threads: int | None = None
@@ -68,6 +70,7 @@ class Supervision:
     ) -> None:
         self._launcher, self._limits, self._run = launcher, limits, run
         self._stop_asked, self._engine_alive = stop_asked, engine_alive
+        launcher.stop_asked = stop_asked
         state = run.state() if run else {}
         self._attempt = int(state.get("attempt", 0))
         self._restarts = int(state.get("restarts", 0))
@@ -122,9 +125,9 @@ class Supervision:
             if asked in (None, "grow") and (wanted := self._stop_asked()) is not None:
                 asked = wanted
                 self._launcher.ask_to_stop(asked)
-            if asked is None and world < self._limits.ranks and time.monotonic() > next_look:
+            if asked is None and world < self._limits.max_ranks and time.monotonic() > next_look:
                 next_look = time.monotonic() + GROW_EVERY_S
-                if self._launcher.room_for(self._limits.ranks) >= self._limits.ranks:
+                if self._launcher.room_for(self._limits.max_ranks) > world:
                     asked = "grow"
                     self._launcher.ask_to_stop(asked)
 
@@ -139,7 +142,7 @@ class Supervision:
         if "stopped" in reasons:
             self._event("stopped")
             raise Stopped("stopped after saving a checkpoint; `muster resume` continues the run")
-        self._event("grown", world_size=self._limits.ranks)
+        self._event("grown", room_for=self._launcher.room_for(self._limits.max_ranks))
         return None
 
     def _first_failure(self, states: Sequence[RankState]) -> int | None:
@@ -187,7 +190,7 @@ class Supervision:
         start = time.monotonic()
         wanted, least = self._limits.ranks, self._limits.min_ranks
         while True:
-            room = self._launcher.room_for(wanted)
+            room = self._launcher.room_for(self._limits.max_ranks)
             waited = time.monotonic() - start
             if room >= wanted or (room >= least and waited > min(5.0, self._limits.resource_patience_s)):
                 if room < wanted:

@@ -1,0 +1,98 @@
+"""Progress of a run on the terminal, read from its run folder like everything else."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from muster.engine.run_folder import RunFolder
+
+
+@contextmanager
+def follow(run: RunFolder) -> Iterator[None]:
+    """Shows step, loss, speed and what happens to ``run`` while the context lasts; plain lines where there is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console = Console(file=sys.stderr)
+    ended = threading.Event()
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=False,
+        disable=not console.is_terminal,
+    ) as progress:
+        task = progress.add_task(run.state()["name"], total=run.state()["steps"], note="starting")
+        watcher = threading.Thread(target=_watch, args=(run, progress, task, ended), daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watcher.join()
+
+
+def _watch(run: RunFolder, progress: Any, task: Any, ended: threading.Event) -> None:
+    steps = _Tail(run, "steps", "rank-00000")
+    events = [_Tail(run, "events", who) for who in ("supervisor", "rank-00000")]
+    final = False
+    while True:
+        for row in steps.new_rows():
+            progress.update(task, completed=row["step"], note=f"loss {row['loss']:.4g}")
+        for tail in events:
+            for row in tail.new_rows():
+                line = _sentence(row["kind"], json.loads(row["detail"]))
+                if line:
+                    progress.console.print(line, highlight=False)
+        if final:
+            return
+        final = ended.wait(0.5)
+
+
+def _sentence(kind: str, detail: dict[str, Any]) -> str:
+    """What a person should know of an event while it happens; empty for the others."""
+    if kind == "ranks_started":
+        return f"{detail['world_size']} ranks started on {', '.join(detail['hosts'])}"
+    if kind == "resumed":
+        return f"resumed at step {detail['step']}"
+    if kind in ("rank_failed", "rank_lost", "rank_hung"):
+        return f"[yellow]rank {detail['rank']} {detail['what']}[/]"
+    if kind == "engine_lost":
+        return f"[yellow]{detail['what']}[/]"
+    if kind == "restart":
+        return f"[yellow]restart {detail['number']} of {detail['of']}[/]"
+    if kind == "checkpoint_failed":
+        return f"[yellow]the checkpoint of step {detail['step']} failed: {detail['why']}[/]"
+    if kind == "checkpoint_refused":
+        return f"[yellow]{detail['what']}; falling back to the checkpoint before it[/]"
+    if kind == "shrunk":
+        return f"[yellow]going on with {detail['world_size']} of {detail['wanted']} ranks[/]"
+    return ""
+
+
+class _Tail:
+    """The rows that have come since the last look at one writer's file."""
+
+    def __init__(self, run: RunFolder, table: str, who: str) -> None:
+        self._path = run.tables / table / f"{who}.jsonl"
+        self._offset = self._path.stat().st_size if self._path.exists() else 0
+
+    def new_rows(self) -> Iterator[dict[str, Any]]:
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            content = file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        for line in whole.splitlines():
+            yield json.loads(line)

@@ -1,0 +1,172 @@
+"""Keeps the books of a gang's steps: one small exchange between the ranks per step, and the rows that come of it.
+
+At the end of each step the ranks post a vector (loss, samples, stop wanted, checkpoint due, when each bucket was entered); it travels while
+the next step computes and is read at that step's end. So all ranks agree on what to do after which step, and each
+learns when the last rank entered a collective, at no wait.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+import torch.distributed as dist
+
+from muster.engine.clock import StepTimes
+from muster.engine.gang import RankContext
+from muster.engine.records import TableWriter
+
+STOP_REASONS: Final = ("", "grow", "stopped", "preempted")  # in rising order of urgency
+_HEADER: Final = 4  # loss sum, samples, stop, checkpoint due
+_CUDA_LAG: Final = 2  # steps until a CUDA event is read
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What all ranks have agreed to do now.
+
+    Arguments:
+        stop: why to save and yield, or None.
+        checkpoint: whether to take a checkpoint.
+    """
+
+    stop: str | None = None
+    checkpoint: bool = False
+
+
+@dataclass
+class _Entry:
+    times: StepTimes
+    samples: int
+    flops: float
+    learning_rate: float
+    loss: torch.Tensor  # sum over this rank's samples
+    enters: list[float]
+
+
+class StepLedger:
+    """One rank's books.
+
+    Arguments:
+        context: the rank; its run folder gets the rows, if there is one.
+        buckets: how many collectives a step has.
+        trace_every: one step in so many is sampled for the timeline.
+    """
+
+    def __init__(self, context: RankContext, *, buckets: int, trace_every: int) -> None:
+        self._context, self._clock = context, context.clock
+        self._buckets, self._trace_every = buckets, trace_every
+        self._lag = _CUDA_LAG if context.device.type == "cuda" else 0
+        self._waiting: deque[_Entry] = deque()  # ended, not yet posted
+        self._posted: deque[tuple[_Entry | None, torch.Tensor, Any]] = deque()
+        who = f"rank-{context.rank:05d}"
+        self._tables = {
+            table: TableWriter(context.run.tables, table, who)
+            for table in ("steps", "collectives", "spans")
+            if context.run is not None
+        }
+        self.last_loss = math.nan
+
+    def begin(self, step: int) -> None:
+        """Begins a step; the one before ends at the same instant."""
+        self._clock.begin_step(step, sampled=step <= 3 or step % self._trace_every in (0, 1))
+
+    def end(
+        self, *, loss: torch.Tensor, samples: int, flops: float, learning_rate: float, checkpoint_due: bool
+    ) -> Agreement:
+        """Posts this step's vector and reads the one before.
+
+        Arguments:
+            loss: sum of the loss over this rank's samples, a detached scalar.
+            samples: how many samples this rank processed.
+            flops: how many floating-point operations that took.
+            learning_rate: used in this step.
+            checkpoint_due: whether this rank thinks it is time for a checkpoint.
+        """
+        times = self._clock.current
+        self._waiting.append(_Entry(times, samples, flops, learning_rate, loss, []))
+        stop = self._context.stop_asked or ""
+        entry = self._waiting.popleft() if len(self._waiting) > self._lag else None
+        self._post(entry, stop, checkpoint_due)
+        return self._read() if len(self._posted) > 1 else Agreement()
+
+    def drain(self) -> None:
+        """Ends the last step and writes all rows that are still due."""
+        self._clock.end_step()
+        while self._waiting:
+            self._post(self._waiting.popleft(), "", False)
+        while self._posted:
+            self._read()
+        for writer in self._tables.values():
+            writer.flush()
+
+    def flush(self) -> None:
+        """Brings the rows written so far to their files."""
+        for writer in self._tables.values():
+            writer.flush()
+
+    # ---- the exchange -----------------------------------------------------------------------------------------------
+
+    def _post(self, entry: _Entry | None, stop: str, checkpoint_due: bool) -> None:
+        vector = torch.full((_HEADER + self._buckets,), -math.inf, dtype=torch.float64)
+        vector[0] = vector[1] = 0.0
+        vector[2], vector[3] = STOP_REASONS.index(stop), float(checkpoint_due)
+        if entry is not None:
+            entry.enters = self._clock.resolve_enters(entry.times)
+            vector[0], vector[1] = float(entry.loss), entry.samples
+            vector[_HEADER : _HEADER + len(entry.enters)] = torch.tensor(entry.enters, dtype=torch.float64)
+        gathered = torch.empty(self._context.world_size, vector.numel(), dtype=torch.float64)
+        work = dist.all_gather_into_tensor(gathered, vector, group=self._context.control, async_op=True)
+        self._posted.append((entry, gathered, work))
+
+    def _read(self) -> Agreement:
+        entry, gathered, work = self._posted.popleft()
+        with self._clock.in_a_collective():
+            work.wait()
+        if entry is not None:
+            self.last_loss = float(gathered[:, 0].sum() / gathered[:, 1].sum())
+            last = gathered[:, _HEADER:].max(dim=0).values.tolist()
+            self._write(entry, last[: len(entry.enters)])
+        stop = STOP_REASONS[int(gathered[:, 2].max())]
+        return Agreement(stop or None, bool(gathered[:, 3].any()))
+
+    def _write(self, entry: _Entry, last_enter: list[float]) -> None:
+        if not self._tables:
+            return
+        context, times = self._context, entry.times
+        pillars = self._clock.pillars(times, last_enter)
+        who = {"attempt": context.attempt, "rank": context.rank, "step": times.step}
+        self._tables["steps"].append(
+            **who,
+            world_size=context.world_size,
+            start=times.start,
+            wall=pillars.wall,
+            io=pillars.io,
+            compute=pillars.compute,
+            comm=pillars.comm,
+            idle=pillars.idle,
+            comm_hidden=pillars.comm_hidden,
+            stall=pillars.stall,
+            samples=entry.samples,
+            flops=entry.flops,
+            loss=self.last_loss,
+            learning_rate=entry.learning_rate,
+        )
+        for bucket in times.buckets:
+            self._tables["collectives"].append(
+                **who,
+                kind="all_reduce",
+                group="world",
+                bucket=bucket.index,
+                bytes=bucket.bytes,
+                ready=bucket.ready,
+                enter=bucket.enter,
+                last_enter=bucket.last_enter,
+                end=bucket.end,
+            )
+        if times.sampled:
+            for lane, name, start, end in times.timeline():
+                self._tables["spans"].append(**who, lane=lane, name=name, start=start, end=end)

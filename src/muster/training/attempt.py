@@ -1,0 +1,120 @@
+"""The engine process of a run: starts the engine, supervises the gang, says how it ended.
+
+``python -m muster.training.attempt RUN OUTCOME FOLDER`` is started by `muster.run`, which watches it; a run of one
+local rank calls `execute` in its own process instead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from muster.engine import gang, hardware
+from muster.engine.processes import MARK_VARIABLE
+from muster.engine.run_folder import RunFolder
+from muster.errors import MusterError, RankFailed
+from muster.spec import Job, load_job
+
+_REASONS = {signal.SIGTERM: "preempted", signal.SIGINT: "stopped"}
+
+
+def execute(run: RunFolder, job: Job, folder: Path, mark: str) -> None:
+    """Runs a job's gang on its engine until it is done.
+
+    Arguments:
+        run: the run folder, locked by this process or by its parent.
+        job: the resolved job.
+        folder: private to the run, with a short path.
+        mark: the run's mark.
+
+    Raises:
+        MusterError: as `muster.engine.gang.Supervision.supervise`.
+    """
+    asked: list[str] = []
+    before = {
+        number: signal.signal(number, lambda which, _: asked.append(_REASONS[signal.Signals(which)]))
+        for number in _REASONS
+    }
+    try:
+        _execute(run, job, folder, mark, lambda: asked[-1] if asked else None)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _execute(run: RunFolder, job: Job, folder: Path, mark: str, stop_asked: Any) -> None:
+    how, where = job.how, job.where
+    device = _device(job)
+    with gang.engine(
+        where.engine,
+        cpus=max(hardware.cores(), where.max_ranks or how.ranks),
+        address=where.address,
+        private=(mark, folder),
+        preload=["muster.training.synchronous"],
+    ) as engine:
+        gpus = where.gpus_per_rank if where.gpus_per_rank is not None else float(device == "cuda")
+        launcher = engine.launcher(
+            cpus=where.cpus_per_rank,
+            gpus=gpus,
+            memory=where.memory_per_rank.bytes if where.memory_per_rank else 0,
+        )
+        limits = gang.Limits(
+            ranks=how.ranks,
+            min_ranks=where.min_ranks or how.ranks,
+            max_ranks=where.max_ranks or how.ranks,
+            max_restarts=how.max_restarts,
+            hang_timeout_s=how.hang_timeout.seconds,
+            threads=where.threads_per_rank,
+            device=device,
+            environment=engine.environment() | {MARK_VARIABLE: mark},
+        )
+        supervision = gang.Supervision(
+            launcher, limits, run=run, stop_asked=stop_asked, engine_alive=engine.lost
+        )
+        supervision.supervise(_train)
+
+
+def _train(context: gang.RankContext) -> int:
+    from muster.training.synchronous import train
+
+    return train(context)
+
+
+def _device(job: Job) -> str:
+    """`cuda` where it is asked for, or where every rank of this machine can have a GPU."""
+    if job.where.device != "auto":
+        return job.where.device
+    gpus = len(hardware.gpus())
+    return "cuda" if job.where.engine != "cluster" and 0 < job.how.ranks <= gpus else "cpu"
+
+
+def main(run_path: str, outcome_path: str, folder: str) -> None:
+    """Runs one attempt and leaves its outcome as JSON; no outcome means that this process was killed."""
+    run = RunFolder(run_path)
+    outcome: dict[str, Any] = {"exit_code": 0, "error": "", "message": "", "traceback": "", "rank": None}
+    try:
+        job = load_job(run.path / "job.yaml", environ={})
+        execute(run, job, Path(folder), os.environ[MARK_VARIABLE])
+    except MusterError as error:
+        outcome |= {"exit_code": error.exit_code, "error": type(error).__name__, "message": str(error)}
+        if isinstance(error, RankFailed):
+            outcome |= {"traceback": error.traceback, "rank": error.rank}
+    except Exception as error:
+        outcome |= {
+            "exit_code": 1,
+            "error": "MusterError",
+            "message": f"the engine process failed: {traceback.format_exception_only(error)[-1].strip()}",
+            "traceback": traceback.format_exc(),
+        }
+    draft = Path(f"{outcome_path}.tmp")
+    draft.write_text(json.dumps(outcome), encoding="utf-8")
+    draft.replace(outcome_path)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
