@@ -33,11 +33,15 @@ class Optimizer(Section):
     @model_validator(mode="after")
     def _options_belong_to_the_optimizer(self) -> Optimizer:
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise refuse(f"found {list(self.betas)}", mend="expected two numbers from 0 to below 1", key="betas")
+            raise refuse(
+                f"found {list(self.betas)}", mend="expected two numbers from 0 to below 1", key="betas"
+            )
         if self.name == "sgd" and self.betas != (0.9, 0.999):
             raise refuse("sgd has no betas", mend="remove the key, or set name: adam", key="betas")
         if self.name != "sgd" and self.momentum:
-            raise refuse(f"{self.name} has no momentum", mend="set betas instead, or name: sgd", key="momentum")
+            raise refuse(
+                f"{self.name} has no momentum", mend="set betas instead, or name: sgd", key="momentum"
+            )
         return self
 
 
@@ -56,7 +60,9 @@ class Schedule(Section):
     @model_validator(mode="after")
     def _every_belongs_to_halving(self) -> Schedule:
         if self.kind == "constant" and self.every is not None:
-            raise refuse("a constant schedule halves nothing", mend="set kind: halve or remove the key", key="every")
+            raise refuse(
+                "a constant schedule halves nothing", mend="set kind: halve or remove the key", key="every"
+            )
         return self
 
 
@@ -84,7 +90,7 @@ class GangHow(How):
     optimizer: Optimizer = Optimizer()
     """The update rule."""
 
-    schedule: Schedule = Schedule()
+    schedule: Schedule = Field(default=Schedule(), validate_default=True)
     """The learning rate over the steps."""
 
     checkpoint_every: Interval = Field(default=Interval(every=Duration(30_000)), examples=["30s"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
 
@@ -12,7 +12,8 @@ from muster.spec.shape import How
 from muster.spec.what import What
 from muster.spec.where import Where
 
-#: The class of ``how`` for each shape of parallel work; a new shape is one more entry.
+#: All shapes of parallel work, told apart by their ``shape``; a new one joins this union and the table below.
+AnyHow: TypeAlias = GangHow
 SHAPES: Final[dict[str, type[How]]] = {"gang": GangHow}
 
 NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -26,15 +27,16 @@ class Job(Section):
     """
 
     name: str = Field(pattern=NAME_PATTERN, examples=["my-job"])
-    """Names the run folder: letters, digits, dot, dash and underscore; by default the job file's name."""
+    """A name for the run folder, of at most 64 letters, digits, dots, dashes and underscores that starts with a letter or digit; by
+    default the job file's name."""
 
     what: SerializeAsAny[What]
     """The application and its data."""
 
-    how: SerializeAsAny[How]
+    how: SerializeAsAny[AnyHow]
     """The shape of parallelism and the recipe."""
 
-    where: Where = Where()
+    where: Where = Field(default=Where(), validate_default=True)
     """The machines."""
 
     @field_validator("what", "how", mode="before")
@@ -48,7 +50,7 @@ class Job(Section):
     @classmethod
     def _bound_ranks(cls, where: Where, info: ValidationInfo) -> Where:
         how = info.data.get("how")
-        if not isinstance(how, GangHow):
+        if how is None:  # refused already
             return where
         if where.min_ranks is not None and where.min_ranks > how.ranks:
             raise refuse(

@@ -13,7 +13,6 @@ class Section(BaseModel):
         extra="forbid",
         frozen=True,
         allow_inf_nan=False,
-        validate_default=True,
         use_attribute_docstrings=True,
     )
 

@@ -53,12 +53,22 @@ class _Spelled:
         )
 
     @classmethod
-    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
         return {"type": "string", "pattern": cls.pattern}
 
 
 def _shown(value: Any) -> str:
-    return "true" if value is True else "false" if value is False else "nothing" if value is None else repr(value)
+    return (
+        "true"
+        if value is True
+        else "false"
+        if value is False
+        else "nothing"
+        if value is None
+        else repr(value)
+    )
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class Where(Section):
     memory_per_rank: Size | None = None
     """Memory that the engine reserves for each rank, such as ``4GB``; by default none is reserved."""
 
-    runs: Path = Path("runs")
+    runs: Path = Field(default=Path("runs"), strict=False)
     """The folder in which run folders are made; relative to the folder that the command runs in."""
 
     @field_validator("address")
@@ -59,11 +59,15 @@ class Where(Section):
     def _fits_together(self) -> Where:
         if self.engine == "cluster" and self.address is None:
             raise refuse(
-                "engine: cluster has no address", mend="set where.address to the head node, as host:6379", key="address"
+                "engine: cluster has no address",
+                mend="set where.address to the head node, as host:6379",
+                key="address",
             )
         if self.engine != "cluster" and self.address is not None:
             raise refuse(
-                f"engine: {self.engine} joins no cluster", mend="remove the key, or set engine: cluster", key="address"
+                f"engine: {self.engine} joins no cluster",
+                mend="remove the key, or set engine: cluster",
+                key="address",
             )
         if self.min_ranks is not None and self.max_ranks is not None and self.min_ranks > self.max_ranks:
             raise refuse(
@@ -72,7 +76,11 @@ class Where(Section):
                 key="min_ranks",
             )
         if self.device == "cpu" and self.gpus_per_rank:
-            raise refuse("device: cpu uses no GPU", mend="remove the key, or set device: cuda", key="gpus_per_rank")
+            raise refuse(
+                "device: cpu uses no GPU", mend="remove the key, or set device: cuda", key="gpus_per_rank"
+            )
         if self.device == "cuda" and self.gpus_per_rank == 0:
-            raise refuse("device: cuda without a GPU", mend="set it above 0, or remove the key", key="gpus_per_rank")
+            raise refuse(
+                "device: cuda without a GPU", mend="set it above 0, or remove the key", key="gpus_per_rank"
+            )
         return self
