@@ -5,8 +5,9 @@ Lim, Son, Kim, Nah, Lee: Enhanced Deep Residual Networks for Single Image Super-
 is done at low resolution, and sub-pixel convolutions (Shi et al. 2016, arXiv:1609.05158) enlarge at the
 end.
 
-`edsr-small` is ours, for laptops: 8 blocks of 32 features learn what bicubic enlargement lacks. Its last
-convolution starts at zero, so that the untrained model *is* bicubic enlargement, to the bit
+`edsr-small` is ours, for laptops: 8 blocks of 32 features learn what bicubic enlargement lacks. It ends in
+one sub-pixel convolution straight to RGB, so that nothing is computed at high resolution; that convolution
+starts at zero, so that the untrained model *is* bicubic enlargement, to the bit
 (`muster.apps.vision.bicubic`).
 """
 
@@ -34,7 +35,8 @@ class Architecture:
         blocks: residual blocks.
         features: channels of every hidden layer.
         residual_scale: factor on each block's result before it is added.
-        bicubic_skip: add the bicubic enlargement of the input, and start the last convolution at zero.
+        bicubic_skip: add the bicubic enlargement of the input to a tail that is one sub-pixel convolution,
+            zero at the start; otherwise the tail is that of the paper.
     """
 
     blocks: int
@@ -88,19 +90,20 @@ class EDSR(nn.Module):
             raise ValueError(f"scale {scale!r} is none of 2, 3, 4")
         self.architecture = size = ARCHITECTURES[arch] if isinstance(arch, str) else arch
         self.scale = scale
-        self.stages = (2, 2) if scale == 4 else (scale,)
         self.register_buffer("mean", torch.tensor(DIV2K_MEAN).view(1, 3, 1, 1), persistent=False)
         self.head = _conv(3, size.features)
         blocks = [ResidualBlock(size.features, size.residual_scale) for _ in range(size.blocks)]
         self.body = nn.Sequential(*blocks, _conv(size.features, size.features))
-        enlarge: list[nn.Module] = []
-        for factor in self.stages:
-            enlarge += [_conv(size.features, factor**2 * size.features), nn.PixelShuffle(factor)]
-        self.tail = nn.Sequential(*enlarge, _conv(size.features, 3))
         if size.bicubic_skip:
-            last = self.tail[-1]
-            nn.init.zeros_(last.weight)  # type: ignore[arg-type]
-            nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+            detail = _conv(size.features, 3 * scale**2)
+            nn.init.zeros_(detail.weight)
+            nn.init.zeros_(detail.bias)  # type: ignore[arg-type]
+            self.tail = nn.Sequential(detail, nn.PixelShuffle(scale))
+        else:
+            enlarge: list[nn.Module] = []
+            for factor in _stages(scale):
+                enlarge += [_conv(size.features, factor**2 * size.features), nn.PixelShuffle(factor)]
+            self.tail = nn.Sequential(*enlarge, _conv(size.features, 3))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The enlarged images.
@@ -122,14 +125,20 @@ class EDSR(nn.Module):
     def receptive_radius(self) -> int:
         """How far, in low-resolution pixels, an output pixel sees beyond the input pixel it lies in.
 
-        Every 3×3 convolution adds one pixel of its own grid; the bicubic skip alone needs 2.
+        Every 3×3 convolution adds one pixel of its own grid; the bicubic skip needs 2, which is less.
         """
         reach = Fraction(1 + 2 * self.architecture.blocks + 1)  # head, blocks, end of the body
+        if self.architecture.bicubic_skip:
+            return ceil(reach + 1)
         enlarged = 1
-        for factor in self.stages:
+        for factor in _stages(self.scale):
             reach += Fraction(1, enlarged)
             enlarged *= factor
-        return max(ceil(reach + Fraction(1, enlarged)), 2)
+        return ceil(reach + Fraction(1, enlarged))
+
+
+def _stages(scale: int) -> tuple[int, ...]:
+    return (2, 2) if scale == 4 else (scale,)
 
 
 def _conv(channels_in: int, channels_out: int) -> nn.Conv2d:

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,11 +24,18 @@ APP: Final = "vision.superres"
 _ACTIVATION_BYTES: Final = 128 * 2**20
 
 
-def load_model(path: str | os.PathLike[str] | RunFolder) -> EDSR:
+class HasModel(Protocol):
+    """A run, in whatever form: it knows where its model is."""
+
+    @property
+    def model_path(self) -> Path: ...
+
+
+def load_model(path: str | os.PathLike[str] | HasModel) -> EDSR:
     """The trained model of a run, on the CPU, in evaluation mode.
 
     Arguments:
-        path: a `model.safetensors`, or the run folder that holds one.
+        path: a `model.safetensors`, the run folder that holds one, or a `RunFolder`.
 
     Returns:
         An `EDSR`; float64 if the weights are, otherwise float32.
@@ -37,7 +44,7 @@ def load_model(path: str | os.PathLike[str] | RunFolder) -> EDSR:
         RunNotFound: the folder is no run folder.
         DataError: no such file, or it is not a model that super-resolution wrote.
     """
-    if isinstance(path, RunFolder):
+    if not isinstance(path, (str, os.PathLike)):
         file = path.model_path
     else:
         file = RunFolder(path).model_path if Path(path).is_dir() else Path(path)
@@ -111,6 +118,7 @@ def default_tile(model: EDSR) -> int:
     At least four receptive radii, so that margins cost at most 9/4 of the work whatever the network.
     """
     size = next(model.parameters()).element_size()
-    bytes_per_pixel = model.architecture.features * model.scale**2 * size
+    widest = model.architecture.features * (1 if model.architecture.bicubic_skip else model.scale**2)
+    bytes_per_pixel = widest * size
     affordable = math.isqrt(_ACTIVATION_BYTES // bytes_per_pixel) - 2 * model.receptive_radius
     return max(affordable, 4 * model.receptive_radius)

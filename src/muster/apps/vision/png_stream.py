@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 _COLOUR_TYPE: Final = {1: 0, 2: 4, 3: 2, 4: 6}  # by the number of channels
 _LARGEST_SIDE: Final = 2**31 - 1
+_CHUNK_BYTES: Final = 2**16
 
 
 class PngStream:
@@ -44,7 +45,8 @@ class PngStream:
         self._file, self._channels, self._rows_left = file, channels, height
         self._row_bytes = width * channels
         self._above = np.zeros(self._row_bytes, np.uint8)
-        self._compressor = zlib.compressobj(compression)
+        self._compressor = zlib.compressobj(compression, strategy=zlib.Z_FILTERED)
+        self._compressed = b""
         file.write(b"\x89PNG\r\n\x1a\n")
         self._chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, _COLOUR_TYPE[channels], 0, 0, 0))
         if icc_profile:
@@ -59,15 +61,18 @@ class PngStream:
         Raises:
             ValueError: rows of another width, or more rows than the picture has.
         """
-        flat = rows.reshape(len(rows), -1)
+        flat = rows.reshape(len(rows), rows.shape[1] * rows.shape[2])
         if flat.shape[1] != self._row_bytes or len(flat) > self._rows_left:
             raise ValueError(
                 f"rows of {flat.shape} bytes do not fit a picture with {self._rows_left} rows left"
             )
         self._rows_left -= len(flat)
         for row in flat:
-            self._idat(self._compressor.compress(_filtered(row, self._above, self._channels)))
+            self._compressed += self._compressor.compress(_filtered(row, self._above, self._channels))
             self._above = row
+            if len(self._compressed) >= _CHUNK_BYTES:
+                self._chunk(b"IDAT", self._compressed)
+                self._compressed = b""
         self._above = self._above.copy()  # so that the band it came from can be freed
 
     def close(self) -> None:
@@ -78,12 +83,8 @@ class PngStream:
         """
         if self._rows_left:
             raise ValueError(f"{self._rows_left} rows are missing")
-        self._idat(self._compressor.flush())
+        self._chunk(b"IDAT", self._compressed + self._compressor.flush())
         self._chunk(b"IEND", b"")
-
-    def _idat(self, content: bytes) -> None:
-        if content:
-            self._chunk(b"IDAT", content)
 
     def _chunk(self, kind: bytes, content: bytes) -> None:
         self._file.write(struct.pack(">I", len(content)) + kind + content)

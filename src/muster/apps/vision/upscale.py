@@ -20,18 +20,24 @@ from rich.progress import Progress
 
 from muster.apps.vision.bicubic import bicubic_skip
 from muster.apps.vision.edsr import EDSR
-from muster.apps.vision.inference import default_tile, load_model, self_ensemble, to_pixels, to_tensor
+from muster.apps.vision.inference import (
+    HasModel,
+    default_tile,
+    load_model,
+    self_ensemble,
+    to_pixels,
+    to_tensor,
+)
 from muster.apps.vision.photographs import open_photograph, upright_8bit
 from muster.apps.vision.png_stream import PngStream
 from muster.apps.vision.tiling import enlarged_bands, tile_count
-from muster.engine.run_folder import RunFolder
 from muster.errors import DataError
 
 _PROGRESS_AFTER_S: Final = 2.0
 _LARGEST_SIDE: Final = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}
 
 Pixels = npt.NDArray[np.uint8]
-ModelOrRun = EDSR | RunFolder | str | os.PathLike[str]
+ModelOrRun = EDSR | HasModel | str | os.PathLike[str]
 
 
 @overload
@@ -59,7 +65,7 @@ def upscale(
     are reduced to 8.
 
     Arguments:
-        model_or_run: an `EDSR`, a run folder, or a `model.safetensors`.
+        model_or_run: an `EDSR`, a run folder (its path or a `RunFolder`), or a `model.safetensors`.
         image: a Pillow image, a file, or uint8 [height, width] or [height, width, channels] with 1 (grey),
             2 (grey
             and alpha), 3 (RGB) or 4 (RGBA) channels.
@@ -230,4 +236,5 @@ def _progress(wanted: bool, title: str, tiles: int) -> Iterator[Callable[[], Non
     try:
         yield advance
     finally:
-        bar.stop()
+        if bar.live.is_started:
+            bar.stop()
