@@ -1,7 +1,7 @@
 """Job files: what, how, where. Typed, validated, with errors that name the line and the mend.
 
-May import nothing of Muster but `muster.errors`; never torch or Ray. The pydantic models are the single source of
-validation, defaults, the JSON Schema, ``muster init`` and docs/job-file.md.
+May import nothing of Muster but `muster.errors`; never torch or Ray. The pydantic models are the single
+source of validation, defaults, the JSON Schema, ``muster init`` and docs/job-file.md.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from muster.spec.where import Where
 if TYPE_CHECKING:
     from muster.spec.applications import application_names as application_names
     from muster.spec.applications import load_application as load_application
+    from muster.spec.job_template import template as template
     from muster.spec.loading import load_job as load_job
     from muster.spec.loading import located as located
     from muster.spec.parsing import parse_job as parse_job
     from muster.spec.platforms import platform_check as platform_check
     from muster.spec.schema import job_schema as job_schema
-    from muster.spec.job_template import template as template
     from muster.spec.writing import dump_job as dump_job
 
 # Functions come on first use: an application that only wants `What` need not pay for them.

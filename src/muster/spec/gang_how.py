@@ -49,7 +49,8 @@ class Schedule(Section):
     """How the learning rate changes over the steps."""
 
     kind: Literal["constant", "halve"] = "constant"
-    """``halve`` multiplies the learning rate by one half every `every` steps, as EDSR and RCAN were trained."""
+    """``halve`` multiplies the learning rate by one half every `every` steps, as EDSR and RCAN were
+    trained."""
 
     every: int | None = Field(default=None, ge=1)
     """Steps between two halvings; by default a quarter of the run's steps."""
@@ -82,7 +83,8 @@ class GangHow(How):
     """Samples per step over all ranks together."""
 
     micro_batch: int | None = Field(default=None, ge=1)
-    """The most samples that a rank processes at once; gradients of more are accumulated. By default its whole share."""
+    """The most samples that a rank processes at once; gradients of more are accumulated. By default its whole
+    share."""
 
     precision: Literal["fp32", "bf16", "fp64"] = Field(default="fp32", examples=["fp32"])
     """Arithmetic of the forward and backward pass; bf16 keeps fp32 weights, fp64 is for verification."""
@@ -94,7 +96,8 @@ class GangHow(How):
     """The learning rate over the steps."""
 
     checkpoint_every: Interval = Field(default=Interval(every=Duration(30_000)), examples=["30s"])
-    """Time or steps between two checkpoints, such as ``30s``, ``5m`` or ``200 steps``; the most that a kill can lose."""
+    """Time or steps between two checkpoints, such as ``30s``, ``5m`` or ``200 steps``; the most that a kill
+    can lose."""
 
     keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints that are kept; the best one is kept besides."""
@@ -103,7 +106,8 @@ class GangHow(How):
     """Steps between two evaluations; by default only before the first and after the last step."""
 
     max_restarts: int = Field(default=3, ge=0)
-    """Restarts from the last checkpoint after a rank or the engine is lost, before the run counts as failed."""
+    """Restarts from the last checkpoint after a rank or the engine is lost, before the run counts as
+    failed."""
 
     hang_timeout: Duration = Duration(300_000)
     """A rank without a sign of life for so long counts as hung."""

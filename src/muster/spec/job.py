@@ -27,8 +27,8 @@ class Job(Section):
     """
 
     name: str = Field(pattern=NAME_PATTERN, examples=["my-job"])
-    """A name for the run folder, of at most 64 letters, digits, dots, dashes and underscores that starts with a letter or digit; by
-    default the job file's name."""
+    """A name for the run folder, of at most 64 letters, digits, dots, dashes and underscores that starts with
+    a letter or digit; by default the job file's name."""
 
     what: SerializeAsAny[What]
     """The application and its data."""

@@ -13,7 +13,7 @@ from pydantic_core import PydanticUndefined
 from muster.spec.applications import full_application_name, load_application
 from muster.spec.job import SHAPES, Job
 from muster.spec.where import Where
-from muster.spec.wording import describe, section_of
+from muster.spec.wording import describe, describe_type, section_of
 from muster.spec.writing import flow
 
 _WIDTH = 100
@@ -48,17 +48,18 @@ def template(app: str, shape: str = "gang") -> str:
 
 
 def _section(model: type[BaseModel], indent: str, fixed: dict[str, str], *, everything: bool) -> list[str]:
-    """The lines of a section: what it must have, what has examples, and with ``everything`` all that has a default."""
+    """A section's lines; live are required keys, those with examples, and with ``everything`` all defaults."""
     lines: list[str] = []
     for key, field in model.model_fields.items():
         default = None if field.is_required() else _plain(field, field.get_default(call_default_factory=True))
         inner = section_of(field.annotation)
         lines += _comment(describe(field), indent)
-        if inner is not None and default is not None:
+        if inner is not None and (default is not None or field.is_required()):
             body = [f"{key}:", *_section(inner, "  ", {}, everything=True)]
             body = [line for line in body if not line.lstrip().startswith("#")] if not everything else body
             lines += [f"{indent}{'' if everything else '# '}{line}" for line in body]
             continue
+        value: Any
         if key in fixed:
             value, live = fixed[key], True
         elif everything:
@@ -67,6 +68,9 @@ def _section(model: type[BaseModel], indent: str, fixed: dict[str, str], *, ever
             value, live = None, bool(field.examples) or field.is_required()
         if value is None:
             value = field.examples[0] if field.examples else default
+        if value is None and field.is_required():
+            lines.append(f"{indent}{key}:  # required: {describe_type(field)}")
+            continue
         lines.append(f"{indent}{'' if live else '# '}{key}: {flow(value)}")
     return lines
 
@@ -74,7 +78,7 @@ def _section(model: type[BaseModel], indent: str, fixed: dict[str, str], *, ever
 def _plain(field: FieldInfo, value: Any) -> Any:
     if value is None or value is PydanticUndefined:
         return None
-    return TypeAdapter(field.annotation).dump_python(value, mode="json")
+    return TypeAdapter(field.annotation or Any).dump_python(value, mode="json")
 
 
 def _comment(text: str, indent: str) -> list[str]:

@@ -1,7 +1,7 @@
 """From a job file, the environment and ``--set`` to a `Job`.
 
-Later wins: the file, then the environment's ``MUSTER_SET_<PART>__<KEY>``, then ``--set part.key=value``. All three are YAML
-values and validated alike; a message names the one that a value came from.
+Later wins: the file, then the environment's ``MUSTER_SET_<PART>__<KEY>``, then ``--set part.key=value``. All
+three are YAML values and validated alike; a message names the one that a value came from.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def load_job(
     Arguments:
         path: the job file.
         overrides: ``key.path=value`` texts, as given to ``--set``.
-        environ: the environment to take ``MUSTER_SET_*`` from; by default that of this process. Pass ``{}`` to read a
-            resolved job back exactly.
+        environ: the environment to take ``MUSTER_SET_*`` from; by default that of this process. Pass ``{}``
+            to read a resolved job back exactly.
 
     Raises:
         JobError: names file, line, key path, what was found and what would be right.

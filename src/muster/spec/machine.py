@@ -1,7 +1,7 @@
 """What this machine lets this process use: cores, memory and GPUs; standard library only.
 
-A container or a batch system limits a process through its CPU affinity and its control group (cgroup v1 or v2), which
-`os.cpu_count` and the physical memory know nothing of.
+A container or a batch system limits a process through its CPU affinity and its control group (cgroup v1 or
+v2), which `os.cpu_count` and the physical memory know nothing of.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _UNLIMITED_V1: Final = 2**60
 
 
 def cores() -> int:
-    """Cores that this process may use: its affinity, cut by the CPU quotas of its control groups; at least 1."""
+    """Cores that this process may use: at least 1; affinity and the quotas of control groups count."""
     allowed = len(os.sched_getaffinity(0))
     quota = cpu_quota()
     return allowed if quota is None else max(1, min(allowed, int(quota)))

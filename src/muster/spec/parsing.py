@@ -1,8 +1,8 @@
-"""From plain data to a `Job`: finds the classes of ``what`` and ``how`` by name and turns what pydantic refuses into
-one `JobError`.
+"""From plain data to a `Job`: finds the classes of ``what`` and ``how`` by name and turns what pydantic
+refuses into one `JobError`.
 
-Validation is strict: a quoted number is text, ``true`` is no number, and ``2.0`` is no whole number. (pydantic's strict mode
-for *JSON* is the one that still takes a list for a tuple and text for a path.)
+Validation is strict: a quoted number is text, ``true`` is no number, and ``2.0`` is no whole number.
+(pydantic's strict mode for *JSON* is the one that still takes a list for a tuple and text for a path.)
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from muster.spec.applications import application_names, load_application
 from muster.spec.job import SHAPES, Job
 from muster.spec.section import Section
 from muster.spec.suggestion import expected_one_of, nearest
-from muster.spec.wording import describe, expectation, field_at, known_keys, model_at, shown, summary
 from muster.spec.what import What
 from muster.spec.where import Where
+from muster.spec.wording import describe, expectation, field_at, known_keys, model_at, shown, summary
 from muster.spec.yaml_reading import KeyPath, dotted
 
 #: Where a value came from: its source and, if that has lines, the line.
@@ -127,7 +127,8 @@ class _Parser:
         """The mend of an unknown key: its neighbour, its namesake in another part, or the list of keys."""
         if (guess := nearest(key, known)) is not None:
             return f"did you mean {guess}?"
-        for part, model in (*(("how", model) for model in SHAPES.values()), ("where", Where), ("what", What)):
+        sections: list[tuple[str, type[Section]]] = [("how", model) for model in SHAPES.values()]
+        for part, model in (*sections, ("where", Where), ("what", What)):
             if key in model.model_fields and path != (part,):
                 return f"did you mean {part}.{key}?"
         return f"the keys here are {', '.join(known)}"

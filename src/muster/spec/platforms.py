@@ -16,5 +16,6 @@ def platform_check(platform: str = sys.platform) -> None:
     if platform != "linux":
         system = {"darwin": "macOS", "win32": "Windows", "cygwin": "Cygwin"}.get(platform, platform)
         raise UnsupportedPlatform(
-            f"Muster runs on Linux only, and this is {system}; use a Linux machine, container or virtual machine (on Windows: WSL 2)"
+            f"Muster runs on Linux only, and this is {system}; "
+            "use a Linux machine, container or virtual machine (on Windows: WSL 2)"
         )

@@ -18,7 +18,7 @@ _CONNECT_TIMEOUT_S: Final = 3.0
 
 
 def preflight(job: Job) -> list[str]:
-    """Refuses a job that cannot run here; starts no process, no Ray, and connects only to a cluster's address.
+    """Refuses a job that cannot run here; starts nothing, and connects only to a cluster's address.
 
     Errors name the key alone; inside `muster.spec.located` they name file and line too.
 
@@ -97,7 +97,7 @@ def _check_cores_and_memory(job: Job) -> list[str]:
         )
     if (memory := job.where.memory_per_rank) is not None and memory.bytes * ranks > machine.memory_bytes():
         raise JobError(
-            f"{ranks} ranks with {memory} each need more than this machine's {machine.memory_bytes() / 1e9:.1f} GB",
+            f"{ranks} ranks with {memory} each need more than the {machine.memory_bytes() / 1e9:.1f} GB of here",
             mend="set less, or fewer how.ranks",
             key="where.memory_per_rank",
         )

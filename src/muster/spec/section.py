@@ -25,5 +25,5 @@ def refuse(found: str, *, mend: str, key: str = "") -> PydanticCustomError:
         mend: what would be right.
         key: the key path below the validated part, such as ``schedule.every``; empty means that part itself.
     """
-    # pydantic formats the template with its context, so braces in a user's value must not be part of the template
+    # pydantic formats the template: braces in a user's value must come in through its context
     return PydanticCustomError("refused", "{found}; {mend}", {"found": found, "mend": mend, "key": key})

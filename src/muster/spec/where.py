@@ -16,13 +16,15 @@ class Where(Section):
     """The machines and the share of them that each rank gets."""
 
     engine: Literal["local", "embedded", "cluster"] = Field(default="embedded", examples=["embedded"])
-    """``local`` forks the ranks without Ray, ``embedded`` starts Ray on this machine, ``cluster`` joins a Ray cluster."""
+    """``local`` forks the ranks without Ray, ``embedded`` starts Ray on this machine, ``cluster`` joins a Ray
+    cluster."""
 
     address: str | None = None
     """``host:port`` of the cluster's head node; only with ``engine: cluster``."""
 
     min_ranks: int | None = Field(default=None, ge=1, le=4096, examples=[1])
-    """Continue on as few as so many ranks when machines are lost; by default how.ranks, which waits for them instead."""
+    """Continue on as few as so many ranks when machines are lost; by default how.ranks, which waits for them
+    instead."""
 
     max_ranks: int | None = Field(default=None, ge=1, le=4096)
     """Grow to as many as so many ranks while there is room; by default how.ranks."""

@@ -1,4 +1,4 @@
-"""What a key wants, in words, from the model that validates it: for messages, templates and the reference page."""
+"""What a key wants, in words, from its model: for messages, templates and the reference page."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def known_keys(model: type[BaseModel] | None) -> tuple[str, ...]:
 
 
 def field_at(model: type[BaseModel], loc: tuple[str | int, ...]) -> FieldInfo | None:
-    """The field that a pydantic location leads to; the tail of a location may name an item or the branch of a union."""
+    """The field that a pydantic location leads to; its tail may name an item or the branch of a union."""
     for depth in range(len(loc), 0, -1):
         parent, name = model_at(model, loc[: depth - 1]), loc[depth - 1]
         if parent is not None and isinstance(name, str) and name in parent.model_fields:

@@ -14,7 +14,7 @@ _ESCAPED: Final = re.compile(r"[^\x20-\x7e\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\
 
 
 def dump_job(job: Job) -> str:
-    """The job as YAML with every default filled in; `load_job` with an empty environment reads an equal job."""
+    """The job as YAML, every default filled in; `load_job` with an empty environment reads an equal one."""
     return "".join(_block(job.model_dump(mode="json"), 0))
 
 

@@ -1,8 +1,8 @@
 """From the bytes of a job file to plain data that knows its lines.
 
-A job file is the plain part of YAML: mappings, sequences and scalars of YAML 1.2's core schema (section 10.3.2). Tags,
-anchors and aliases, merge keys and several documents are refused, so that no input takes long, builds an object or
-means something else than it says.
+A job file is the plain part of YAML: mappings, sequences and scalars of YAML 1.2's core schema (section
+10.3.2). Tags, anchors and aliases, merge keys and several documents are refused, so that no input takes long,
+builds an object or means something else than it says.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class _Reader:
         if "\\t" in problem:
             problem, mend = "found a tab", "indent with spaces"
         elif "mapping values are not allowed" in problem:
-            mend = "check the indentation, and put a space after each ':' and quotes around a value with ': ' in it"
+            mend = "check the indentation, and put quotes around a value with ': ' in it"
         elif "could not find expected ':'" in problem:
             mend = "write each line as 'key: value'"
         elif "expected <block end>" in problem:
