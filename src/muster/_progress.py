@@ -50,33 +50,31 @@ def _watch(run: RunFolder, progress: Any, task: Any, ended: threading.Event) -> 
             progress.update(task, completed=row["step"], note=f"loss {row['loss']:.4g}")
         for tail in events:
             for row in tail.new_rows():
-                line = _sentence(row["kind"], json.loads(row["detail"]))
+                line, style = _sentence(row["kind"], json.loads(row["detail"]))
                 if line:
-                    progress.console.print(line, highlight=False)
+                    progress.console.print(line, style=style, highlight=False, markup=False)
         if final:
             return
         final = ended.wait(0.5)
 
 
-def _sentence(kind: str, detail: dict[str, Any]) -> str:
-    """What a person should know of an event while it happens; empty for the others."""
+def _sentence(kind: str, detail: dict[str, Any]) -> tuple[str, str]:
+    """What a person should know of an event while it happens, and its style; empty for the others."""
     if kind == "ranks_started":
-        return f"{detail['world_size']} ranks started on {', '.join(detail['hosts'])}"
+        return f"{detail['world_size']} ranks started on {', '.join(detail['hosts'])}", ""
     if kind == "resumed":
-        return f"resumed at step {detail['step']}"
-    if kind in ("rank_failed", "rank_lost", "rank_hung"):
-        return f"[yellow]rank {detail['rank']} {detail['what']}[/]"
-    if kind == "engine_lost":
-        return f"[yellow]{detail['what']}[/]"
-    if kind == "restart":
-        return f"[yellow]restart {detail['number']} of {detail['of']}[/]"
-    if kind == "checkpoint_failed":
-        return f"[yellow]the checkpoint of step {detail['step']} failed: {detail['why']}[/]"
-    if kind == "checkpoint_refused":
-        return f"[yellow]{detail['what']}; falling back to the checkpoint before it[/]"
-    if kind == "shrunk":
-        return f"[yellow]going on with {detail['world_size']} of {detail['wanted']} ranks[/]"
-    return ""
+        return f"resumed at step {detail['step']}", ""
+    warnings = {
+        "rank_failed": "rank {rank} {what}",
+        "rank_lost": "rank {rank} {what}",
+        "rank_hung": "rank {rank} {what}",
+        "engine_lost": "{what}",
+        "restart": "restart {number} of {of}",
+        "checkpoint_failed": "the checkpoint of step {step} failed, the one before is kept: {why}",
+        "checkpoint_refused": "{what}; falling back to the checkpoint before it",
+        "shrunk": "going on with {world_size} of {wanted} ranks",
+    }
+    return (warnings[kind].format(**detail), "yellow") if kind in warnings else ("", "")
 
 
 class _Tail:

@@ -147,10 +147,14 @@ class CheckpointStore:
             process_group=self._group,
         )
         assert isinstance(response, Future)
-        self._pending = response
         if self._context.rank == 0:
-            self._pending = Future()
-            response.add_done_callback(lambda written: self._commit(written, draft, step, quality, began))
+            done: Future[None] = Future()
+            self._pending = done
+            response.add_done_callback(
+                lambda written: self._commit(written, done, draft, step, quality, began)
+            )
+        else:
+            self._pending = response
 
     def wait(self) -> None:
         """Waits until the save under way is committed or has failed; a failure is an event, not an error."""
@@ -160,8 +164,15 @@ class CheckpointStore:
 
     # ---- rank 0, behind the training --------------------------------------------------------------------------------
 
-    def _commit(self, written: Future[None], draft: Path, step: int, quality: float | None, began: float) -> None:
-        pending = self._pending
+    def _commit(
+        self,
+        written: Future[None],
+        done: Future[None],
+        draft: Path,
+        step: int,
+        quality: float | None,
+        began: float,
+    ) -> None:
         try:
             written.result()
             size = _seal(draft, step, self._context.world_size, quality)
@@ -177,8 +188,7 @@ class CheckpointStore:
             self._event("checkpoint_failed", step=step, why=reason)
             print(f"warning: the checkpoint of step {step} could not be written, the one before is kept: {reason}", flush=True)
         finally:
-            assert pending is not None
-            pending.set_result(None)
+            done.set_result(None)
 
     def _prune(self) -> None:
         saved = committed(self._folder)

@@ -119,7 +119,7 @@ class StepLedger:
             vector[0], vector[1] = float(entry.loss), entry.samples
             vector[_HEADER : _HEADER + len(entry.enters)] = torch.tensor(entry.enters, dtype=torch.float64)
         gathered = torch.empty(self._context.world_size, vector.numel(), dtype=torch.float64)
-        work = dist.all_gather_into_tensor(gathered, vector, group=self._context.control, async_op=True)
+        work = dist.all_gather(list(gathered), vector, group=self._context.control, async_op=True)
         self._posted.append((entry, gathered, work))
 
     def _read(self) -> Agreement:

@@ -75,6 +75,7 @@ class _Trainer:
         self.checkpoints = CheckpointStore(context, context.run.checkpoints, self.how.keep_checkpoints)
         self.metrics = TableWriter(context.run.tables, "metrics", f"rank-{context.rank:05d}")
         self.quality: float | None = None
+        self.step = 0
         self.step = self._restore()
 
         data = self.application.training_data()
@@ -98,7 +99,7 @@ class _Trainer:
         context, clock = self.context, self.context.clock
         if self.step == 0:
             self._evaluate()
-        fetch = self._fetcher()
+        fetch, first = self._fetcher(), self.step
         while self.step < self.how.steps:
             self.ledger.begin(self.step + 1)
             loss, samples = self._forward_backward(fetch)
@@ -116,7 +117,7 @@ class _Trainer:
                 learning_rate=learning_rate,
                 checkpoint_due=self._checkpoint_due(),
             )
-            if self.step == 1 or self.step == self.batches.first_step + 1:
+            if self.step == first + 1:
                 self._event("first_step", step=self.step)
             every = self.how.evaluate_every
             if self.step == self.how.steps or (every and self.step % every == 0):

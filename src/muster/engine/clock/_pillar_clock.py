@@ -174,6 +174,8 @@ class PillarClock:
 
             return future.then(landed)
 
+        # DistributedDataParallel checks the annotations as objects, and here they are strings.
+        timed.__annotations__ = {"bucket": dist.GradBucket, "return": torch.futures.Future[torch.Tensor]}
         return timed
 
     def _begin_wait(self) -> None:
