@@ -237,11 +237,13 @@ class _Trainer:
     def _checkpoint_due(self) -> bool:
         """Whether, by rank 0's watch, it is time for a checkpoint; all ranks learn of it a step later."""
         seconds = self.how.checkpoint_every.seconds
-        return seconds is not None and self.context.rank == 0 and time.monotonic() - self.saved_at >= seconds
+        due = seconds is not None and self.context.rank == 0 and time.monotonic() - self.saved_at >= seconds
+        if due:
+            self.saved_at = time.monotonic()
+        return due
 
     def _save(self) -> None:
         with self.context.clock.stall("checkpoint"):
-            self.saved_at = time.monotonic()
             self.checkpoints.save(self.step, self._state(), self.quality)
             self.ledger.flush()
         self.quality = None

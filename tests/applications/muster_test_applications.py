@@ -1,0 +1,116 @@
+"""Applications that make the engine's promises visible in the weights they train."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from muster.spec import What
+from muster.training.application import Application
+
+
+class Indices(Dataset):
+    """Sample *i* is *i*."""
+
+    def __init__(self, samples: int, delay_ms: float) -> None:
+        self.samples, self.delay_ms = samples, delay_ms
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __getitem__(self, index: int) -> int:
+        time.sleep(self.delay_ms / 1e3)
+        return index
+
+
+class CountingWhat(What):
+    samples: int = 64
+    delay_ms: float = 0.0
+
+
+class Weights(nn.Module):
+    def __init__(self, samples: int) -> None:
+        super().__init__()
+        self.uses = nn.Parameter(torch.zeros(samples))
+
+    def forward(self, indices: torch.Tensor) -> torch.Tensor:
+        return self.uses[indices]
+
+
+class Counting(Application):
+    """The gradient of the mean of ``uses[i]`` over a batch of B is count/B: with SGD and lr = B, -uses[i] counts sample i.
+
+    The count is in the checkpointed weights, so it is that of the lineage that survives.
+    """
+
+    What = CountingWhat
+
+    def build_model(self) -> nn.Module:
+        return Weights(self.what.samples)
+
+    def training_data(self) -> Dataset:
+        return Indices(self.what.samples, self.what.delay_ms)
+
+    def loss(self, model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        return model(batch).mean()
+
+
+class NetworkWhat(What):
+    delay_ms: float = 0.0
+    fail_at_call: int = 0
+    fail_on_rank: int = 1
+    hang_at_call: int = 0
+    width: int = 64
+
+
+class Noisy(Dataset):
+    """Samples whose noise comes from torch's global generator."""
+
+    def __init__(self, delay_ms: float) -> None:
+        self.delay_ms = delay_ms
+        self.inputs = torch.randn(200, 8, generator=torch.Generator().manual_seed(5))
+
+    def __len__(self) -> int:
+        return 200
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        time.sleep(self.delay_ms / 1e3)
+        clean = self.inputs[index]
+        return clean + 0.1 * torch.randn(8), clean.sum().sin()
+
+
+class Network(Application):
+    """A network with dropout and buffers, of several gradient buckets if ``width`` is large; fails or hangs when asked to."""
+
+    What = NetworkWhat
+    quality = "closeness"
+    calls = 0
+
+    def build_model(self) -> nn.Module:
+        width = self.what.width
+        return nn.Sequential(
+            nn.Linear(8, width), nn.ReLU(), nn.Dropout(0.1), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1)
+        )
+
+    def training_data(self) -> Dataset:
+        return Noisy(self.what.delay_ms)
+
+    def loss(self, model: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
+        self.calls += 1
+        rank = torch.distributed.get_rank()
+        if self.calls == self.what.fail_at_call and rank == self.what.fail_on_rank:
+            raise ZeroDivisionError("as the test asked")
+        if self.calls == self.what.hang_at_call and rank == self.what.fail_on_rank:
+            time.sleep(3600)
+        inputs, targets = batch
+        return nn.functional.mse_loss(model(inputs)[:, 0], targets)
+
+    def evaluation_data(self) -> list[int]:
+        return list(range(5))
+
+    def evaluate(self, model: nn.Module, item: int) -> dict[str, float]:
+        clean = Noisy(0).inputs[item].to(next(model.parameters()))
+        return {"closeness": -float((model(clean)[0] - clean.sum().sin()).abs())}
