@@ -1,7 +1,7 @@
 """A run folder as the engine would leave it: two ranks, two buckets, one rank killed and 20 steps done again.
 
-Durations are drawn from a seeded generator; the pillars of each row sum to its wall time by construction. Run as a
-script it writes one to look at: ``python tests/report/make_run.py FOLDER``.
+Durations are drawn from a seeded generator; the pillars of each row sum to its wall time by construction.
+Run as a script it writes one to look at: ``python tests/report/make_run.py FOLDER``.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def make_run(
     """Writes a run folder below ``root``.
 
     Arguments:
-        killed_at: rank 1 is killed after this step, and the run goes on from ``back_to``; None: nothing happens.
+        killed_at: rank 1 is killed after this step, and the run goes on from ``back_to``; None: never.
         status: ``running`` leaves JSON lines and no lock, as a crash does.
     """
     run = RunFolder.create(

@@ -11,6 +11,9 @@ from typing import Final
 
 PILLAR_COLOURS: Final = {"io": "#EDA820", "compute": "#3778C2", "comm": "#B23A6E", "idle": "#A9B0BA"}
 
+#: From the bottom up.
+STACKED: Final = ("compute", "comm", "io", "idle")
+
 PILLAR_LABELS: Final = {
     "io": "waiting for data",
     "compute": "compute",

@@ -11,7 +11,7 @@ import numpy as np
 from bokeh.models import ColumnDataSource, HoverTool, NumeralTickFormatter, Range1d, WheelZoomTool
 from bokeh.plotting import figure
 
-from muster.report._colours import PILLAR_COLOURS, PILLAR_LABELS
+from muster.report._colours import PILLAR_COLOURS, PILLAR_LABELS, STACKED
 from muster.report._columns import Columns, Floats, bin_means, bins, step_means
 from muster.report._metrics import Metric
 from muster.report._pillars import PILLARS, RankTime
@@ -146,7 +146,7 @@ def pillars_over_steps(steps: Columns) -> tuple[Any, int] | None:
     }
     for suffix, parts in (("", seconds), ("_share", share)):
         below = np.zeros_like(total)
-        for name in ("compute", "comm", "io", "idle"):
+        for name in STACKED:
             data[f"{name}{suffix}_low"] = below
             below = below + parts[name]
             data[f"{name}{suffix}_high"] = below
@@ -170,14 +170,15 @@ def pillars_over_steps(steps: Columns) -> tuple[Any, int] | None:
             source=source,
             fill_color=PILLAR_COLOURS[name],
             line_color=PILLAR_COLOURS[name],
-            line_width=0.5,
+            line_width=1,
+            line_join="miter",
             name=f"pillar {name}",
         )
-        for name in ("compute", "comm", "io", "idle")
+        for name in STACKED
     ]
     tips = [("steps", "@steps")] + [
         (PILLAR_LABELS[name], f"@{name}_ms{{0.00}} ms, @{name}_percent{{0.0}} %")
-        for name in ("idle", "io", "comm", "compute")
+        for name in reversed(STACKED)
     ]
     plot.add_tools(HoverTool(tooltips=tips, mode="vline", renderers=drawn[:1]))
     return plot, int(np.diff(edges).max())
@@ -190,7 +191,7 @@ def pillars_per_rank(ranks: tuple[RankTime, ...]) -> Any | None:
     ranks = ranks[:MOST_RANK_BARS]
     data: dict[str, Any] = {"rank": [rank.rank for rank in ranks]}
     below = np.zeros(len(ranks))
-    for name in ("compute", "comm", "io", "idle"):
+    for name in STACKED:
         data[f"{name}_low"] = below
         data[name] = np.array([getattr(rank, name) for rank in ranks])
         below = below + data[name]
@@ -198,7 +199,7 @@ def pillars_per_rank(ranks: tuple[RankTime, ...]) -> Any | None:
     data |= {
         name: np.array([getattr(rank, name) for rank in ranks]) for name in ("comm_hidden", "stall", "wall")
     }
-    height = int(np.clip(26 * len(ranks), 60, 700)) + 70
+    height = int(np.clip(26 * len(ranks), 150, 700)) + 70
     plot = blank_figure(height=height, x_label="seconds in steps", y_label="rank")
     source = ColumnDataSource(data)
     drawn = [
@@ -211,7 +212,7 @@ def pillars_per_rank(ranks: tuple[RankTime, ...]) -> Any | None:
             fill_color=PILLAR_COLOURS[name],
             line_color=None,
         )
-        for name in ("compute", "comm", "io", "idle")
+        for name in STACKED
     ]
     plot.x_range = Range1d(start=0, end=float(below.max() or 1.0) * 1.02)
     plot.y_range = (
@@ -222,7 +223,7 @@ def pillars_per_rank(ranks: tuple[RankTime, ...]) -> Any | None:
         plot.yaxis.ticker = data["rank"]
     plot.yaxis.formatter = NumeralTickFormatter(format="0")
     tips = [("rank", "@rank")]
-    tips += [(PILLAR_LABELS[name], f"@{name}{{0.00}} s") for name in ("compute", "comm", "io", "idle")]
+    tips += [(PILLAR_LABELS[name], f"@{name}{{0.00}} s") for name in STACKED]
     tips += [("hidden communication", "@comm_hidden{0.00} s"), ("of idle: stalls", "@stall{0.00} s")]
     plot.add_tools(HoverTool(tooltips=tips, mode="hline", renderers=drawn[:1]))
     return plot

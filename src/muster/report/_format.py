@@ -43,11 +43,11 @@ def quantity(value: float | None, figures: int = 4) -> str:
         return "–"
     if not math.isfinite(value):
         return str(value)
-    if value == int(value) and abs(value) < 1e6:
-        return str(int(value)).replace("-", "−")
-    if abs(value) >= 1e6 or abs(value) < 1e-3:
+    if isinstance(value, int):
+        return str(value).replace("-", "−")
+    if value != 0 and (abs(value) >= 1e6 or abs(value) < 1e-3):
         return f"{value:.{figures - 1}e}".replace("-", "−")
-    decimals = max(0, figures - 1 - math.floor(math.log10(abs(value))))
+    decimals = max(0, figures - 1 - math.floor(math.log10(abs(value or 1.0))))
     return f"{value:.{decimals}f}".replace("-", "−")
 
 

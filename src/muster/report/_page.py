@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from muster.engine.run_folder import RunFolder
 from muster.report import _figures, _format
-from muster.report._colours import PILLAR_COLOURS, PILLAR_LABELS
+from muster.report._colours import PILLAR_COLOURS, PILLAR_LABELS, STACKED
 from muster.report._metrics import Metric
 from muster.report._pictures import strips
 from muster.report._summary import Summary, summary, surviving_columns
@@ -74,6 +74,7 @@ def _page(run: RunFolder) -> str:
         timeline=drawn_timeline,
         timeline_data=_timeline_data(drawn_timeline),
         steps_per_bin=pillars[1] if pillars else 1,
+        order=STACKED,
         pillar_colours=PILLAR_COLOURS,
         pillar_labels=PILLAR_LABELS,
         totals=_totals(figures),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from bokeh.models import ColumnDataSource, CustomJSTickFormatter, FixedTicker, HoverTool, Range1d
+from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, Range1d
 
 from muster.report._colours import span_colour
 from muster.report._columns import Columns, Floats, Integers
@@ -92,7 +92,7 @@ def timeline(spans: Columns) -> Timeline | None:
     kinds = sorted(set(zip(spans["lane"], spans["name"], strict=True)), key=_in_order_of_the_step)
     kind_of = {kind: place for place, kind in enumerate(kinds)}
     drawn = []
-    rows = [1] * len(lanes)
+    most_rows = 1  # of any communication lane, so that all look alike
     for step in steps:
         mine = np.flatnonzero(spans["step"] == step)
         zero = float(spans["start"][mine].min())
@@ -104,7 +104,7 @@ def timeline(spans: Columns) -> Timeline | None:
             if name == "comm":
                 here = np.flatnonzero(np.array(lane) == each)
                 row_of[here] = pack(spans["start"][mine[here]], spans["end"][mine[here]])
-                rows[each] = max(rows[each], int(row_of[here].max(initial=0)) + 1)
+                most_rows = max(most_rows, int(row_of[here].max(initial=0)) + 1)
         content = [
             [kind_of[spans["lane"][row], spans["name"][row]] for row in mine],
             lane,
@@ -118,7 +118,7 @@ def timeline(spans: Columns) -> Timeline | None:
         "names": [name for _, name in kinds],
         "colours": colours,
         "lanes": [f"rank {rank} {lane}" for rank, lane in lanes],
-        "rows": rows,
+        "rows": [most_rows if lane == "comm" else 1 for _, lane in lanes],
         "steps": drawn,
     }
     legend = dict.fromkeys((_legend_name(*kind), colour) for kind, colour in zip(kinds, colours, strict=True))
@@ -140,9 +140,7 @@ def _figure(lanes: list[tuple[int, str]]) -> Any:
     # Labels of a narrow page are short: "0 loop"; the rank's word is in the hover text.
     labels = {place: f"{rank} {lane}" for place, (rank, lane) in enumerate(lanes)}
     plot.yaxis.ticker = FixedTicker(ticks=list(labels))
-    plot.yaxis.formatter = CustomJSTickFormatter(
-        args={"labels": list(labels.values())}, code="return labels[tick]"
-    )
+    plot.yaxis.major_label_overrides = dict(labels)
     plot.yaxis.axis_label = "rank and lane"
     plot.xgrid.visible, plot.ygrid.visible = True, False
     source = ColumnDataSource(
