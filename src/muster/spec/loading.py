@@ -17,7 +17,7 @@ from muster.errors import JobError
 from muster.spec.job import Job
 from muster.spec.parsing import Origin, parse_job
 from muster.spec.suggestion import nearest
-from muster.spec.yaml_reading import LARGEST_BYTES, KeyPath, dotted, read_yaml
+from muster.spec.yaml_reading import LARGEST_BYTES, KeyPath, read_yaml, readable_key
 
 ENVIRONMENT_PREFIX: Final = "MUSTER_SET_"
 
@@ -78,9 +78,9 @@ def _gather(path: Path, overrides: Iterable[str], environ: Mapping[str, str]) ->
     settings = [*_from_environment(environ), *map(_from_option, overrides)]
     for source, keys, text in settings:
         try:
-            value = read_yaml(text.encode("utf-8", "surrogateescape"), source).content
+            value = read_yaml(text.encode("utf-8", "surrogatepass"), source).content
         except JobError as error:  # its line says nothing here; its key does
-            key = dotted(keys) + (f".{error.key}" if error.key else "")
+            key = readable_key(keys) + (f".{error.key}" if error.key else "")
             raise JobError(error.found, mend=error.mend, key=key, source=source) from error.__cause__
         _set(content, origins, keys, value, source)
     if document.content is None and not settings:
@@ -128,11 +128,15 @@ def _from_environment(environ: Mapping[str, str]) -> list[tuple[str, KeyPath, st
     for name in sorted(environ):
         if name.startswith(ENVIRONMENT_PREFIX):
             keys = tuple(name[len(ENVIRONMENT_PREFIX) :].lower().split("__"))
-            if not all(keys):
+            if not all(re.fullmatch("[a-z0-9_]+", key) for key in keys):
                 mend = f"write {ENVIRONMENT_PREFIX}HOW__RANKS for how.ranks"
-                raise JobError("names no key", mend=mend, source=name)
+                raise JobError("names no key", mend=mend, source=_printable(name))
             found.append((name, keys, environ[name]))
     return found
+
+
+def _printable(text: str) -> str:
+    return "".join(sign if sign.isprintable() else "�" for sign in text[:100])
 
 
 def _from_option(text: str) -> tuple[str, KeyPath, str]:
@@ -159,9 +163,9 @@ def _set(
         place = place[key]
     if not isinstance(place, dict):
         raise JobError(
-            f"there is no key {dotted(keys)} to set",
+            f"there is no key {readable_key(keys)} to set",
             mend="name a key below what, how or where",
-            key=dotted(keys),
+            key=readable_key(keys),
             source=source,
         )
     for known in [known for known in origins if known[: len(keys)] == keys]:

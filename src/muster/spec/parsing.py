@@ -23,7 +23,7 @@ from muster.spec.suggestion import expected_one_of, nearest
 from muster.spec.what import What
 from muster.spec.where import Where
 from muster.spec.wording import describe, expectation, field_at, known_keys, model_at, shown, summary
-from muster.spec.yaml_reading import KeyPath, dotted
+from muster.spec.yaml_reading import KeyPath, readable_key
 
 #: Where a value came from: its source and, if that has lines, the line.
 Origin = Callable[[KeyPath], tuple[str, int | None]]
@@ -63,11 +63,15 @@ class _Parser:
             "how": self._how_model(self._part("how")),
             "where": Where,
         }
+        if content.get("where") is None:  # also a part whose keys are all commented out
+            content = {**content, "where": {}}
+        elif not isinstance(content["where"], dict):
+            self._part("where")
         parts: dict[str, Section] = {}
         refused: list[tuple[KeyPath, ErrorDetails, type[Section]]] = []
         for part, model in models.items():
             try:
-                text = json.dumps(content.get(part, {}))
+                text = json.dumps(content[part])
                 parts[part] = model.model_validate_json(text, strict=True)
             except ValidationError as error:
                 refused += [
@@ -184,13 +188,7 @@ class _Parser:
 
     def _error(self, path: KeyPath, found: str, mend: str, *, key: str = "") -> JobError:
         source, line = self._origin(path)
-        return JobError(found, mend=mend, key=key or shown_key(path), source=source, line=line)
-
-
-def shown_key(path: KeyPath) -> str:
-    """A key path for a message, cut to a sane length."""
-    text = dotted(path)
-    return text if len(text) <= 100 else text[:99] + "…"
+        return JobError(found, mend=mend, key=key or readable_key(path), source=source, line=line)
 
 
 def _urgency(error: JobError) -> tuple[int, int]:

@@ -103,9 +103,10 @@ def _noun(annotation: Any) -> str:
         return f"a mapping with the keys {', '.join(annotation.model_fields)}"
     if get_origin(annotation) in (list, tuple, set, frozenset):
         items = [item for item in get_args(annotation) if item is not Ellipsis]
-        nouns = " or ".join(dict.fromkeys(_noun(item) for item in items))
-        count = len(items) if get_origin(annotation) is tuple and Ellipsis not in get_args(annotation) else 0
-        return f"a list of {count} values ({nouns})" if count else f"a list ({nouns})"
+        nouns = dict.fromkeys(_noun(item) for item in items)
+        plural = " or ".join(f"{noun[2:]}s" if noun.startswith("a ") else f"values ({noun})" for noun in nouns)
+        counted = get_origin(annotation) is tuple and Ellipsis not in get_args(annotation)
+        return f"a list of {f'{len(items)} ' if counted else ''}{plural}"
     if get_origin(annotation) is dict:
         return "a mapping"
     return _NOUNS.get(annotation, getattr(annotation, "__name__", "a value"))

@@ -53,6 +53,12 @@ def dotted(path: KeyPath) -> str:
     return text
 
 
+def readable_key(path: KeyPath) -> str:
+    """A key path for a message: printable, and of a sane length."""
+    text = "".join(sign if sign.isprintable() else "�" for sign in dotted(path))
+    return text if len(text) <= 100 else text[:99] + "…"
+
+
 def read_yaml(content: bytes, source: str) -> Document:
     """Reads one document of at most `LARGEST_BYTES`.
 
@@ -116,8 +122,6 @@ class _Reader:
 
         try:
             yield from YAML(typ="safe", pure=True).parse(text)
-        except JobError:
-            raise
         except MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             raise self._not_yaml(str(error.problem or error.context), mark and mark.line + 1) from error
@@ -125,16 +129,10 @@ class _Reader:
             line = text.count("\n", 0, error.position) + 1
             found = f"the control character U+{ord(text[error.position]):04X}"
             raise JobError(f"found {found}", mend="remove it", source=self._source, line=line) from error
-        except (
-            AssertionError,
-            AttributeError,
-            IndexError,
-            NotImplementedError,
-            TypeError,
-            ValueError,
-        ) as error:
-            # ruamel's scanner lets some malformed escapes and directives through as Python's own errors
-            raise self._not_yaml(str(error), None) from error
+        except Exception as error:
+            # ruamel's scanner answers some malformed escapes and directives with Python's own errors; nothing
+            # but its code runs in this block
+            raise self._not_yaml(str(error), max(self._lines.values(), default=1)) from error
 
     def _not_yaml(self, problem: str, line: int | None) -> JobError:
         mend = "correct the YAML syntax there"
@@ -148,7 +146,7 @@ class _Reader:
             mend = "indent the keys of a section by the same number of spaces"
         elif "expected ',' or" in problem:
             mend = "close the brace or bracket"
-        return JobError(f"not valid YAML: {problem}", mend=mend, source=self._source, line=line)
+        return JobError(f"not valid YAML: {' '.join(problem.split())}", mend=mend, source=self._source, line=line)
 
     def _node(self, event: Any, path: KeyPath) -> Any:
         from ruamel.yaml.events import AliasEvent, MappingStartEvent, ScalarEvent
@@ -156,7 +154,7 @@ class _Reader:
         if isinstance(event, AliasEvent) or event.anchor is not None:
             sign = "alias *" if isinstance(event, AliasEvent) else "anchor &"
             self._refuse(
-                event, path, f"the {sign}{event.anchor}", "write the value out: job files have no anchors"
+                event, path, f"the {sign}{_short(str(event.anchor), 30)}", "write the value out: job files have no anchors"
             )
         if event.tag is not None:
             self._refuse(
@@ -184,7 +182,7 @@ class _Reader:
         while not isinstance(event := next(self._events), MappingEndEvent):
             key = self._node(event, (*path, "?")) if isinstance(event, ScalarEvent) else None
             if not isinstance(key, str) or not key:
-                found = "a key that is not text" if key is None else f"the key {key!r}, which is not text"
+                found = "a key that is not text" if key is None else f"the key {event.value}, which is not text"
                 self._refuse(event, path, f"found {found}", "keys are plain words, such as 'ranks'")
             self._lines.pop((*path, "?"))
             line = event.start_mark.line + 1
@@ -207,7 +205,7 @@ class _Reader:
         return result
 
     def _refuse(self, event: Any, path: KeyPath, found: str, mend: str) -> NoReturn:
-        key = _short(dotted(path), 80)
+        key = readable_key(path)
         raise JobError(found, mend=mend, key=key, source=self._source, line=event.start_mark.line + 1)
 
 
