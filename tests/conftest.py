@@ -11,7 +11,9 @@ import pytest
 
 APPLICATIONS = Path(__file__).parent / "applications"
 sys.path.insert(0, str(APPLICATIONS))
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(APPLICATIONS), os.environ.get("PYTHONPATH", "")]))
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [str(APPLICATIONS), os.environ.get("PYTHONPATH", "")])
+)
 
 
 @pytest.fixture(scope="session")
@@ -39,5 +41,3 @@ def ray_engine() -> Iterator[object]:
 
     with gang.engine("embedded", cpus=4) as engine:
         yield engine
-
-

@@ -16,7 +16,14 @@ from muster.engine.run_folder import RunFolder
 def follow(run: RunFolder) -> Iterator[None]:
     """Shows step, loss, speed and what happens to ``run`` while the context lasts; plain lines where there is no terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     console = Console(file=sys.stderr)
     ended = threading.Event()

@@ -92,7 +92,12 @@ class Network(Application):
     def build_model(self) -> nn.Module:
         width = self.what.width
         return nn.Sequential(
-            nn.Linear(8, width), nn.ReLU(), nn.Dropout(0.1), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1)
+            nn.Linear(8, width),
+            nn.ReLU(),
+            nn.Dropout(0.1),
+            nn.Linear(width, width),
+            nn.ReLU(),
+            nn.Linear(width, 1),
         )
 
     def training_data(self) -> Dataset:

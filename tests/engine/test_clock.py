@@ -13,7 +13,11 @@ def bucket(index: int, enter: float, end: float, last_enter: float) -> Bucket:
 
 def test_a_wait_is_idle_until_the_last_rank_has_entered_and_communication_afterwards() -> None:
     pillars = partition(
-        wall=1.0, io=0.1, stall=0.05, blocked=(0.5, 0.9), buckets=[bucket(0, enter=0.4, end=0.9, last_enter=0.7)]
+        wall=1.0,
+        io=0.1,
+        stall=0.05,
+        blocked=(0.5, 0.9),
+        buckets=[bucket(0, enter=0.4, end=0.9, last_enter=0.7)],
     )
     assert pillars.idle == pytest.approx(0.2 + 0.05)
     assert pillars.comm == pytest.approx(0.2)

@@ -48,7 +48,9 @@ def test_randomness_of_a_sample_depends_on_seed_epoch_and_index_alone() -> None:
     first = samples[SampleKey(0, 3)]
     samples[SampleKey(0, 4)]
     assert samples[SampleKey(0, 3)] == first
-    others = {samples[key] for key in (SampleKey(1, 3), SampleKey(0, 4))} | {SeededSamples(Random(), 6)[SampleKey(0, 3)]}
+    others = {samples[key] for key in (SampleKey(1, 3), SampleKey(0, 4))} | {
+        SeededSamples(Random(), 6)[SampleKey(0, 3)]
+    }
     assert first not in others
     assert len(others) == 3
 
@@ -59,7 +61,13 @@ def test_generators_go_on_from_where_their_states_were_taken() -> None:
     states = generator_states()
 
     def draw() -> list[float]:
-        return [float(torch.rand(())), float(np.random.standard_normal()), np.random.rand(), random.gauss(0, 1), random.random()]
+        return [
+            float(torch.rand(())),
+            float(np.random.standard_normal()),
+            np.random.rand(),
+            random.gauss(0, 1),
+            random.random(),
+        ]
 
     expected = draw()
     draw()
@@ -71,4 +79,7 @@ def test_untouched_generators_are_untouched() -> None:
     states = generator_states()
     with untouched_generators():
         torch.rand(5), np.random.rand(), random.random()
-    assert all(torch.equal(states[name], after) or name.endswith("gauss") for name, after in generator_states().items())
+    assert all(
+        torch.equal(states[name], after) or name.endswith("gauss")
+        for name, after in generator_states().items()
+    )

@@ -86,7 +86,9 @@ def newest_intact(folder: Path, refuse: Callable[[str], None]) -> Checkpoint | N
             return candidate
         refuse(flaw)
     if candidates:
-        raise CheckpointCorrupt(f"none of the {len(candidates)} checkpoints in {folder} is intact; start the job anew")
+        raise CheckpointCorrupt(
+            f"none of the {len(candidates)} checkpoints in {folder} is intact; start the job anew"
+        )
     return None
 
 
@@ -186,7 +188,10 @@ class CheckpointStore:
             shutil.rmtree(draft, ignore_errors=True)
             reason = " ".join(str(error).split())[-300:]
             self._event("checkpoint_failed", step=step, why=reason)
-            print(f"warning: the checkpoint of step {step} could not be written, the one before is kept: {reason}", flush=True)
+            print(
+                f"warning: the checkpoint of step {step} could not be written, the one before is kept: {reason}",
+                flush=True,
+            )
         finally:
             done.set_result(None)
 

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 OBJECT_STORE_BYTES: Final = 128 * 2**20
-_TOKEN: Final = secrets.token_hex(32)  # Ray reads it once in a process, so every embedded engine of this one shares it
+_TOKEN: Final = secrets.token_hex(
+    32
+)  # Ray reads it once in a process, so every embedded engine of this one shares it
 _EMBEDDED: Final = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else every listener is on all interfaces and 8.8.8.8 is asked for our address
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -99,7 +101,9 @@ def embedded(cpus: int, folder: Path, mark: dict[str, str]) -> Iterator[Session]
                 configure_logging=False,
             )
         except Exception as error:
-            raise EngineLost(f"Ray could not start on this machine: {error}; `muster doctor` looks for the cause") from error
+            raise EngineLost(
+                f"Ray could not start on this machine: {error}; `muster doctor` looks for the cause"
+            ) from error
         try:
             yield Session(ray, True, home, _daemons(ray))
         finally:
@@ -124,7 +128,9 @@ def cluster(address: str, mark: dict[str, str]) -> Iterator[Session]:
     import ray
 
     try:
-        ray.init(address=address, log_to_driver=False, configure_logging=False, runtime_env={"env_vars": mark})
+        ray.init(
+            address=address, log_to_driver=False, configure_logging=False, runtime_env={"env_vars": mark}
+        )
     except Exception as error:
         raise EngineLost(f"no Ray cluster could be joined at {address}: {error}") from error
     try:

@@ -20,19 +20,43 @@ _F, _I, _S = pa.float64(), pa.int64(), pa.string()
 
 SCHEMAS: Final[dict[str, pa.Schema]] = {
     "steps": pa.schema(
-        [("attempt", _I), ("rank", _I), ("world_size", _I), ("step", _I), ("start", _F), ("wall", _F), ("io", _F)]
+        [
+            ("attempt", _I),
+            ("rank", _I),
+            ("world_size", _I),
+            ("step", _I),
+            ("start", _F),
+            ("wall", _F),
+            ("io", _F),
+        ]
         + [("compute", _F), ("comm", _F), ("idle", _F), ("comm_hidden", _F), ("stall", _F), ("samples", _I)]
         + [("flops", _F), ("loss", _F), ("learning_rate", _F)]
     ),
     "collectives": pa.schema(
-        [("attempt", _I), ("rank", _I), ("step", _I), ("kind", _S), ("group", _S), ("bucket", _I), ("bytes", _I)]
+        [
+            ("attempt", _I),
+            ("rank", _I),
+            ("step", _I),
+            ("kind", _S),
+            ("group", _S),
+            ("bucket", _I),
+            ("bytes", _I),
+        ]
         + [("ready", _F), ("enter", _F), ("last_enter", _F), ("end", _F)]
     ),
     "spans": pa.schema(
         [("attempt", _I), ("rank", _I), ("step", _I), ("lane", _S), ("name", _S), ("start", _F), ("end", _F)]
     ),
     "metrics": pa.schema(
-        [("attempt", _I), ("step", _I), ("time", _F), ("name", _S), ("value", _F), ("split", _S), ("item", _S)]
+        [
+            ("attempt", _I),
+            ("step", _I),
+            ("time", _F),
+            ("name", _S),
+            ("value", _F),
+            ("split", _S),
+            ("item", _S),
+        ]
     ),
     "events": pa.schema([("attempt", _I), ("time", _F), ("kind", _S), ("who", _S), ("detail", _S)]),
 }

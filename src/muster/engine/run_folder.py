@@ -37,7 +37,9 @@ class RunFolder:
             raise RunNotFound(f"{path} is not a run folder: it has no run.json; `muster ls` lists the runs")
 
     @classmethod
-    def create(cls, root: Path, name: str, *, app: str, steps: int, job_yaml: str, environment: dict[str, Any]) -> RunFolder:
+    def create(
+        cls, root: Path, name: str, *, app: str, steps: int, job_yaml: str, environment: dict[str, Any]
+    ) -> RunFolder:
         """Makes ``root/<name>-<utc>-<short id>`` with the resolved job; complete once `run.json` is there."""
         created = datetime.datetime.now(datetime.UTC)
         run_id = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}-{created:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
@@ -218,5 +220,3 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
-
-

@@ -18,7 +18,9 @@ def write_trace(run: RunFolder) -> None:
             named.add((pid, tid))
             process = f"rank {span['rank']}" + (f", attempt {span['attempt']}" if span["attempt"] else "")
             events.append({"ph": "M", "name": "process_name", "pid": pid, "args": {"name": process}})
-            events.append({"ph": "M", "name": "thread_name", "pid": pid, "tid": tid, "args": {"name": span["lane"]}})
+            events.append(
+                {"ph": "M", "name": "thread_name", "pid": pid, "tid": tid, "args": {"name": span["lane"]}}
+            )
         events.append(
             {
                 "ph": "X",

@@ -26,7 +26,9 @@ def generator_states() -> dict[str, torch.Tensor]:
         "numpy": torch.from_numpy(np.asarray(words, dtype=np.int64)),
         "numpy_position": torch.tensor([position, has_gauss, gauss], dtype=torch.float64),
         "python": torch.tensor(internal, dtype=torch.int64),
-        "python_gauss": torch.tensor([version, float("nan") if next_gauss is None else next_gauss], dtype=torch.float64),
+        "python_gauss": torch.tensor(
+            [version, float("nan") if next_gauss is None else next_gauss], dtype=torch.float64
+        ),
     }
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         states["cuda"] = torch.cuda.get_rng_state()
@@ -40,7 +42,9 @@ def restore_generators(states: dict[str, torch.Tensor]) -> None:
     words = states["numpy"].numpy().astype(np.uint32)
     np.random.set_state(("MT19937", words, int(position), int(has_gauss), gauss))
     version, next_gauss = states["python_gauss"].tolist()
-    random.setstate((int(version), tuple(states["python"].tolist()), None if next_gauss != next_gauss else next_gauss))
+    random.setstate(
+        (int(version), tuple(states["python"].tolist()), None if next_gauss != next_gauss else next_gauss)
+    )
     if "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"])
 

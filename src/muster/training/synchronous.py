@@ -231,7 +231,9 @@ class _Trainer:
         else:  # a stream of its own for each rank of the new gang, from here on
             words = [self.seed, newest.step, self.context.world_size, self.context.rank]
             seed_generators(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]) >> 1)
-        self._event("resumed", step=newest.step, world_size=self.context.world_size, written_by=newest.world_size)
+        self._event(
+            "resumed", step=newest.step, world_size=self.context.world_size, written_by=newest.world_size
+        )
         return newest.step
 
     def _checkpoint_due(self) -> bool:
@@ -287,7 +289,11 @@ class _Trainer:
         """Leaves the model, its pictures and the last checkpoint."""
         self.checkpoints.wait()
         if self.context.rank == 0:
-            export_model(self.model, self.application.metadata() | {"app": self.job.what.app}, self.run_folder.model_path)
+            export_model(
+                self.model,
+                self.application.metadata() | {"app": self.job.what.app},
+                self.run_folder.model_path,
+            )
             self._event("exported", file=self.run_folder.model_path.name)
             pictures = self.run_folder.path / "pictures"
             pictures.mkdir(exist_ok=True)
@@ -320,4 +326,3 @@ def _moved(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
     if isinstance(batch, (list, tuple)):
         return type(batch)(_moved(value, device, dtype) for value in batch)
     return batch
-

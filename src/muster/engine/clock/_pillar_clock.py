@@ -266,4 +266,3 @@ class PillarClock:
         step.io = sum(max(0.0, end - max(begin, base_time)) for begin, end in step.io_spans)
         step.start, step.end = base_time, device_end
         self._base = step.device_end, device_end
-

@@ -1,10 +1,10 @@
 """Gangs: N ranks in lockstep with a process group. May import the rest of the engine, spec and errors.
 
-    from muster import gang
+from muster import gang
 
-    def pi(context):
-        ...                      # context.rank, context.world_size, torch.distributed is ready
-    results = gang.run(pi, ranks=4)
+def pi(context):
+    ...                      # context.rank, context.world_size, torch.distributed is ready
+results = gang.run(pi, ranks=4)
 """
 
 from __future__ import annotations
@@ -22,7 +22,18 @@ from muster.engine.gang._supervision import Limits, Supervision
 from muster.engine.processes import MARK_VARIABLE, Warded
 from muster.errors import JobError
 
-__all__ = ["Engine", "Launcher", "Limits", "Place", "RankContext", "RankPlan", "Supervision", "Yielded", "engine", "run"]
+__all__ = [
+    "Engine",
+    "Launcher",
+    "Limits",
+    "Place",
+    "RankContext",
+    "RankPlan",
+    "Supervision",
+    "Yielded",
+    "engine",
+    "run",
+]
 
 
 class Engine:
@@ -111,7 +122,9 @@ def engine(
         with ray_engine.cluster(address, {}) as session:
             yield Engine(kind, session, preload)
     else:
-        raise JobError(f"no engine {kind!r}", mend="use local, embedded or cluster (with an address)", key="where.engine")
+        raise JobError(
+            f"no engine {kind!r}", mend="use local, embedded or cluster (with an address)", key="where.engine"
+        )
 
 
 _started = engine  # `run` has an argument of that name

@@ -144,5 +144,7 @@ class RankContext:
         def asked(*_: Any) -> None:
             self._asked = self._asked or "preempted"
 
-        with contextlib.suppress(ValueError):  # only a main thread can listen; a Ray actor's ranks run beside it
+        with contextlib.suppress(
+            ValueError
+        ):  # only a main thread can listen; a Ray actor's ranks run beside it
             signal.signal(signal.SIGTERM, asked)

@@ -58,7 +58,9 @@ class LocalLauncher(Launcher):
     def _run_here(self, plan: RankPlan, function: bytes) -> None:
         """One rank alone needs no process of its own, and a debugger reaches it here."""
         here = dataclasses.replace(plan, log=None)
-        outcome = run_rank(here, cloudpickle.loads(function), _SameProcessLine(self.stop_asked), own_process=False)
+        outcome = run_rank(
+            here, cloudpickle.loads(function), _SameProcessLine(self.stop_asked), own_process=False
+        )
         self._states = [RankState(outcome, seen=time.monotonic())]
 
     def poll(self) -> Sequence[RankState]:
@@ -137,7 +139,14 @@ def _packed(outcome: Outcome) -> bytes:
         return cloudpickle.dumps(outcome)
     except Exception as error:
         return cloudpickle.dumps(
-            Outcome("raised", None, f"the rank's result cannot be sent back: {error}", "", False, outcome.when_unix_s)
+            Outcome(
+                "raised",
+                None,
+                f"the rank's result cannot be sent back: {error}",
+                "",
+                False,
+                outcome.when_unix_s,
+            )
         )
 
 

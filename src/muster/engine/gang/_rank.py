@@ -129,5 +129,3 @@ def _leave(context: RankContext | None) -> None:
         context.events.close()
     if dist.is_initialized():
         dist.destroy_process_group()
-
-

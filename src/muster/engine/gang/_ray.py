@@ -71,7 +71,9 @@ class RayLauncher(Launcher):
                 memory=self._bundle.get("memory") or None,
                 max_concurrency=2,
                 max_restarts=0,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                    self._group, placement_group_bundle_index=index
+                ),
             ).remote()
             for index in range(ranks)
         ]

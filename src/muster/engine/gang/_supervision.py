@@ -181,7 +181,9 @@ class Supervision:
             forgiven = f" after {self._restarts} restarts" if self._restarts else ""
             raise RankFailed(f"rank {rank} {what}{forgiven}", rank=rank, traceback=text)
         self._restarts += 1
-        self._event("restart", number=self._restarts, of=self._limits.max_restarts, because=f"rank {rank} {what}")
+        self._event(
+            "restart", number=self._restarts, of=self._limits.max_restarts, because=f"rank {rank} {what}"
+        )
 
     # ---- how many, where, told what ---------------------------------------------------------------------------------
 
@@ -212,7 +214,10 @@ class Supervision:
         here = this_place()
         alone = {place.boot_id for place in places} == {here.boot_id}
         rendezvous = f"file://{folder}/store" if alone else f"tcp://{places[0].address}:{places[0].port}"
-        per_host = {boot_id: sum(place.boot_id == boot_id for place in places) for boot_id in {p.boot_id for p in places}}
+        per_host = {
+            boot_id: sum(place.boot_id == boot_id for place in places)
+            for boot_id in {p.boot_id for p in places}
+        }
         seen: dict[str, int] = {}
         plans = []
         for rank, place in enumerate(places):
