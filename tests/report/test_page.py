@@ -6,13 +6,16 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from browser import look
+from browser import Page, opened
 from PIL import Image
 
-from muster.engine.records import TableWriter
+from muster.engine.records import SCHEMAS, TableWriter
 from muster.engine.run_folder import RunFolder
 from muster.report import write_report
 from muster.report._pictures import strips
@@ -23,12 +26,17 @@ def page(finished_run: RunFolder) -> Path:
     return write_report(finished_run)
 
 
-def plots(seen: dict[str, object]) -> int:
-    """How many of Bokeh's plots are drawn; each has a canvas of its own."""
-    sizes = seen["canvases"]
-    assert isinstance(sizes, list)
-    assert all(width > 100 and height > 50 for width, height in sizes)
-    return len(sizes)
+def check(shown: Page, plots: int) -> dict[str, Any]:
+    """Nothing to complain of, nothing fetched, that many plots painted; what is seen."""
+    seen = shown.look()
+    assert shown.console == []
+    assert [url for url in shown.requests if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert sum(url.startswith("file:") for url in shown.requests) == 1
+    assert not seen["hacked"]
+    assert len(seen["canvases"]) == plots
+    assert all(width > 100 and height > 50 for width, height in seen["canvases"])
+    assert seen["scroll_width"] <= seen["width"]
+    return seen
 
 
 def test_the_report_is_one_file_of_less_than_2500_kilobytes_without_remote_parts(page: Path) -> None:
@@ -45,89 +53,83 @@ def test_the_report_is_one_file_of_less_than_2500_kilobytes_without_remote_parts
 def test_a_browser_draws_every_plot_and_has_nothing_to_complain_of(
     page: Path, width: int, dark: bool
 ) -> None:
-    seen = look(page, width=width, dark=dark)
-    assert seen["ready"]
-    assert seen["width"] == width
-    assert seen["scroll_width"] <= width
-    # Loss, learning rate, two metrics, pillars over steps, pillars per rank, timeline.
-    assert plots(seen) == 7
-    assert len(seen["images"]) == 8
-    assert all(complete and natural == 144 for complete, natural in seen["images"] if natural != 72)
-    assert not [name for name in seen["resources"] if not name.startswith(("data:", "blob:"))]
-    assert not [line for line in seen["console"] if "INFO:CONSOLE" not in line]
-    assert seen["background"] == ("rgb(15, 18, 22)" if dark else "rgb(247, 247, 245)")
+    with opened(page, width=width, dark=dark) as shown:
+        # Loss, learning rate, two metrics, pillars over steps, pillars per rank, timeline.
+        seen = check(shown, plots=7)
+        assert seen["width"] == width
+        assert seen["images"] == [[True, 72], [True, 144], [True, 144], [True, 144]] * 2
+        assert seen["background"] == ("rgb(15, 18, 22)" if dark else "rgb(247, 247, 245)")
 
 
-def test_axes_follow_the_colour_scheme(page: Path) -> None:
-    read = """
-      const axis = [...Bokeh.documents[0].all_models].find((model) => model.type === "LinearAxis");
-      found.axis = axis.axis_label_text_color;
-    """
-    assert look(page, then=read)["axis"] == "#626b77"
-    assert look(page, dark=True, then=read)["axis"] == "#98a2af"
+_AXIS_COLOUR = """
+    [...Bokeh.documents[0].all_models].find((model) => model.type === "LinearAxis").axis_label_text_color
+"""
+
+
+def test_plots_follow_the_colour_scheme_also_when_it_changes(page: Path) -> None:
+    with opened(page) as shown:
+        assert shown.run(_AXIS_COLOUR) == "#626b77"
+        dark = {"name": "prefers-color-scheme", "value": "dark"}
+        shown.send("Emulation.setEmulatedMedia", features=[dark])
+        shown.run("new Promise((done) => setTimeout(done, 100))")
+        assert shown.run(_AXIS_COLOUR) == "#98a2af"
 
 
 def test_the_reader_can_switch_to_shares_and_step_through_the_timeline(page: Path) -> None:
-    seen = look(
-        page,
-        then="""
-      const named = (name) => [...Bokeh.documents[0].all_models].find((model) => model.name === name);
-      document.querySelector("[data-pillars=share]").click();
-      found.top = named("pillars").y_range.end;
-      found.field = named("pillar idle").glyph.top.field;
-      const step = document.getElementById("timeline-step");
-      step.value = "0";
-      step.dispatchEvent(new Event("change"));
-      const spans = named("timeline spans");
-      found.names = [...spans.data.name];
-      found.end = named("timeline").x_range.end;
-      document.querySelector("[data-timeline=next]").click();
-      found.step = step.selectedOptions[0].textContent;
-      document.querySelector("[data-timeline=closer]").click();
-      found.closer = named("timeline").x_range.end - named("timeline").x_range.start;
-    """,
-    )
-    assert (seen["top"], seen["field"]) == (1, "idle_share_high")
-    assert sorted(set(seen["names"])) == [
-        "all_reduce 0",
-        "all_reduce 1",
-        "backward",
-        "forward",
-        "io",
-        "optimizer",
-        "wait",
-    ]
-    assert len(seen["names"]) == 2 * 7
-    assert 60 < seen["end"] < 120  # milliseconds
-    assert seen["step"] == "2"
-    assert 30 < seen["closer"] < 60
+    with opened(page) as shown:
+        shown.run(
+            "window.named = (name) => "
+            "[...Bokeh.documents[0].all_models].find((model) => model.name === name); null"
+        )
+        shown.run('document.querySelector("[data-pillars=share]").click()')
+        assert shown.run('named("pillars").y_range.end') == 1
+        assert shown.run('named("pillar idle").glyph.top.field') == "idle_share_high"
+        shown.run(
+            """{
+              const step = document.getElementById("timeline-step");
+              step.value = "0";
+              step.dispatchEvent(new Event("change"));
+            }"""
+        )
+        names = shown.run('[...named("timeline spans").data.name]')
+        loop = ["backward", "forward", "io", "optimizer", "wait"]
+        assert sorted(names) == sorted(2 * [*loop, "all_reduce 0", "all_reduce 1"])
+        width = "named('timeline').x_range.end - named('timeline').x_range.start"
+        whole = shown.run(width)
+        assert 60 < whole < 120  # milliseconds
+        shown.run('document.querySelector("[data-timeline=closer]").click()')
+        assert shown.run(width) == pytest.approx(whole / 2)
+        shown.run('document.querySelector("[data-timeline=next]").click()')
+        assert shown.run('document.getElementById("timeline-step").selectedOptions[0].textContent') == "2"
+        assert shown.console == []
 
 
 def test_pointing_at_a_span_tells_what_it_is(page: Path) -> None:
-    seen = look(
-        page,
-        then="""
-      const view = Bokeh.index.get_by_id
-        ? [...Bokeh.index].find((each) => each.model.name === "timeline")
-        : Object.values(Bokeh.index).find((each) => each.model.name === "timeline");
-      const box = view.canvas_view.events_el.getBoundingClientRect();
-      const [x, y] = [box.left + view.frame.bbox.left + 60, box.top + view.frame.bbox.top + 12];
-      view.el.scrollIntoView();
-      const at = view.canvas_view.events_el.getBoundingClientRect();
-      const where = { clientX: x - box.left + at.left, clientY: y - box.top + at.top, bubbles: true, composed: true };
-      view.canvas_view.events_el.dispatchEvent(new PointerEvent("pointermove", where));
-      await new Promise((done) => setTimeout(done, 400));
-      found.tip = "";
-      (function walk(node) {
-        for (const each of node.querySelectorAll("*")) {
-          if (each.classList && each.classList.contains("bk-tooltip-content")) found.tip += each.textContent;
-          if (each.shadowRoot) walk(each.shadowRoot);
-        }
-      })(document);
-    """,
-    )
-    assert "ms" in seen["tip"]
-    assert "rank 0 loop" in seen["tip"]
+    with opened(page, height=1200) as shown:
+        x, y = shown.run(
+            """(() => {
+              const view = [...Bokeh.index].find((each) => each.model.name === "timeline");
+              view.el.scrollIntoView({ block: "center" });
+              const box = view.el.getBoundingClientRect();
+              return [box.left + view.frame.bbox.left + 200, box.top + view.frame.bbox.top + 14];
+            })()"""
+        )
+        shown.point_at(x, y)
+        tip = shown.run(
+            """(() => {
+              let found = "";
+              (function walk(node) {
+                for (const each of node.querySelectorAll("*")) {
+                  if (each.classList.contains("bk-tooltip-content")) found += each.textContent;
+                  if (each.shadowRoot) walk(each.shadowRoot);
+                }
+              })(document);
+              return found;
+            })()"""
+        )
+        assert "rank 0 loop" in tip
+        assert "forward" in tip
+        assert " ms" in tip
 
 
 def test_names_that_look_like_markup_stay_text(new_run: Callable[..., RunFolder], tmp_path: Path) -> None:
@@ -148,22 +150,16 @@ def test_names_that_look_like_markup_stay_text(new_run: Callable[..., RunFolder]
     (run.path / "pictures" / "strips.jsonl").write_text(json.dumps(line), encoding="utf-8")
     (run.path / "job.yaml").write_text(f"name: {evil}\n", encoding="utf-8")
     (run.path / "environment.json").write_text(json.dumps({evil: {"a": [1, {evil: evil}]}}), encoding="utf-8")
-    seen = look(write_report(run))
-    assert seen["ready"]
-    assert not seen["hacked"]
-    assert plots(seen) == 7
-    assert seen["title"].startswith(evil)
-    assert not [line for line in seen["console"] if "INFO:CONSOLE" not in line]
+    with opened(write_report(run)) as shown:
+        assert check(shown, plots=7)["title"].startswith(evil)
 
 
 def test_a_run_without_a_step_has_a_page(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path, "empty", app="none", steps=5, job_yaml="name: empty\n", environment={})
     page = write_report(run, tmp_path / "elsewhere.html")
     assert page == tmp_path / "elsewhere.html"
-    seen = look(page)
-    assert seen["ready"]
-    assert seen["canvases"] == []
-    assert not [line for line in seen["console"] if "INFO:CONSOLE" not in line]
+    with opened(page) as shown:
+        check(shown, plots=0)
     content = page.read_text(encoding="utf-8")
     assert "No step has been recorded yet" in content
     assert ">crashed<" in content
@@ -174,19 +170,12 @@ def test_a_crashed_run_with_torn_records_has_a_page(new_run: Callable[..., RunFo
     for file in run.tables.glob("*/*.jsonl"):
         file.write_bytes(file.read_bytes()[:-7])
     (run.path / "environment.json").write_text('{"torn', encoding="utf-8")
-    seen = look(write_report(run), width=400)
-    assert seen["ready"]
-    assert plots(seen) == 7
-    assert seen["scroll_width"] <= 400
+    with opened(write_report(run), width=400) as shown:
+        check(shown, plots=7)
 
 
 def test_a_hundred_thousand_steps_of_many_ranks_stay_below_four_megabytes(tmp_path: Path) -> None:
-    from muster.engine import records
-
     run = RunFolder.create(tmp_path, "long", app="none", steps=100_000, job_yaml="", environment={})
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     draw = np.random.default_rng(0)
     step, rank = np.repeat(np.arange(1, 100_001), 2), np.tile([0, 1], 100_000)
     parts = draw.exponential(0.01, (4, step.size))
@@ -195,7 +184,7 @@ def test_a_hundred_thousand_steps_of_many_ranks_stay_below_four_megabytes(tmp_pa
     columns |= {"step": step, "rank": rank, "wall": wall, "start": 0.05 * step, "loss": 1 / step}
     columns |= {"attempt": 0 * step, "samples": 0 * step + 8, "learning_rate": 1e-3 / step, "stall": 0 * wall}
     columns |= {"comm_hidden": 0 * wall, "flops": 0 * wall, "world_size": 0 * step + 2}
-    schema = records.SCHEMAS["steps"]
+    schema = SCHEMAS["steps"]
     pq.write_table(pa.table(columns).select(schema.names).cast(schema), run.tables / "steps.parquet")
     # 2,000 sampled steps of 64 ranks, ten spans each, are more than a page should hold.
     count = 2_000 * 64 * 10
@@ -211,7 +200,7 @@ def test_a_hundred_thousand_steps_of_many_ranks_stay_below_four_megabytes(tmp_pa
         "start": draw.random(count),
     }
     spans["end"] = spans["start"] + 0.1
-    schema = records.SCHEMAS["spans"]
+    schema = SCHEMAS["spans"]
     pq.write_table(pa.table(spans).select(schema.names).cast(schema), run.tables / "spans.parquet")
     page = write_report(run)
     assert page.stat().st_size < 2_500_000

@@ -116,7 +116,11 @@ def metric_figure(metric: Metric) -> Any:
         for baseline in metric.baselines
     ]
     plot.add_tools(
-        HoverTool(tooltips=[("step", "@step{0}"), ("@name", "@value{0.0000}")], mode="mouse", renderers=dots)
+        HoverTool(
+            tooltips=[("metric", "@name"), ("step", "@step{0}"), ("value", "@value{0.0000}")],
+            mode="mouse",
+            renderers=dots,
+        )
     )
     return plot
 

@@ -158,7 +158,8 @@ def _figure(lanes: list[tuple[int, str]]) -> Any:
         name="timeline boxes",
     )
     tips = [
-        ("@lane", "@name"),
+        ("span", "@name"),
+        ("of", "@lane"),
         ("takes", "@ms{0.000} ms"),
         ("from", "@left{0.000} ms"),
         ("to", "@right{0.000} ms"),
