@@ -39,11 +39,13 @@ without starting anything, `muster schema > job.schema.json` describes it to an 
 RULES = """\
 ## Values
 
-- A file is one YAML document of plain values in UTF-8, at most 64 KiB. Scalars are read by YAML 1.2's core schema: `yes` and `on` are
+- A file is one YAML document of plain values in UTF-8, at most 64 KiB. Scalars are read by YAML 1.2's core
+schema: `yes` and `on` are
   text, `1e-3` is a number. Tags, anchors and aliases, duplicate keys and unknown keys are refused.
-- Nothing is converted: `"4"` in quotes is text and no number, `true` is no number, `2.0` is no whole number. A whole number does where a
-  number is wanted.
-- A *duration* has a unit, `h`, `m`, `s` or `ms`: `30s`, `5m`, `1.5h`. A *size* has one too: `4GB` is 4·10⁹ bytes, `4GiB` is 4·2³⁰. An
+- Nothing is converted: `"4"` in quotes is text and no number, `true` is no number, `2.0` is no whole number. A whole number
+  does where a number is wanted.
+- A *duration* has a unit, `h`, `m`, `s` or `ms`: `30s`, `5m`, `1.5h`. A *size* has one too: `4GB` is 4·10⁹
+bytes, `4GiB` is 4·2³⁰. An
   *interval* is a duration or a number of steps: `30s`, `200 steps`.
 - `null`, or nothing after the colon, does where the tables above show no default.
 
@@ -55,14 +57,15 @@ A key can be set without touching the file. Later wins:
 2. the environment: `MUSTER_SET_HOW__RANKS=4` sets `how.ranks` (upper case, two underscores for each dot);
 3. the command line: `--set how.ranks=4`, as often as wanted.
 
-The value is read as YAML (`--set how.optimizer='{{name: sgd, momentum: 0.9}}'`) and validated like the file's; a message names
-`--set` or the variable that it came from. A run folder's `job.yaml` holds the result with every default filled in; resuming reads
-it alone.
+The value is read as YAML (`--set how.optimizer='{{name: sgd, momentum: 0.9}}'`) and validated like the
+file's; a message names `--set` or the variable that it came from. A run folder's `job.yaml` holds the result
+with every default filled in; resuming reads it alone.
 
 ## Errors
 
-The first thing that is wrong is said in one sentence: file, line, key, what was found and what would be right. The exit code is 2 and
-nothing has been started. With `rnaks: 4` in the fourth line of a file, and with `--set how.optimizer.name=adma`:
+The first thing that is wrong is said in one sentence: file, line, key, what was found and what would be
+right. The exit code is 2 and nothing has been started. With `rnaks: 4` in the fourth line of a file, and with
+`--set how.optimizer.name=adma`:
 
 ```
 {errors}```

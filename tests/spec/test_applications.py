@@ -58,7 +58,7 @@ class TestOfThirdParties:
         assert load_application("mine.good").__name__ == "Good"
 
     def test_a_failing_import_names_the_package_and_keeps_the_cause(self) -> None:
-        with pytest.raises(JobError, match="badpkg.*no_such_module_at_all") as caught:
+        with pytest.raises(JobError, match=r"badpkg.*no_such_module_at_all") as caught:
             load_application("mine.bad")
         assert isinstance(caught.value.__cause__, ModuleNotFoundError)
 

@@ -98,11 +98,7 @@ def test_a_template_loads_as_it_stands(name: str, job_file: Write) -> None:
 def test_a_template_with_every_comment_removed_shows_only_real_keys(job_file: Write) -> None:
     """Each commented-out key is valid where it stands, so uncommenting any one of them is safe."""
     lines = template("superres").splitlines()
-    keys = [
-        n
-        for n, line in enumerate(lines)
-        if re.match("  # [a-z_]+:( |$)", line) and "null" not in line
-    ]
+    keys = [n for n, line in enumerate(lines) if re.match("  # [a-z_]+:( |$)", line) and "null" not in line]
     assert len(keys) > 5
     for n in keys:
         live = [line.replace("  # ", "  ", 1) if k == n else line for k, line in enumerate(lines)]

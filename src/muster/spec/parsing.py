@@ -131,8 +131,9 @@ class _Parser:
         """The mend of an unknown key: its neighbour, its namesake in another part, or the list of keys."""
         if (guess := nearest(key, known)) is not None:
             return f"did you mean {guess}?"
-        sections: list[tuple[str, type[Section]]] = [("how", model) for model in SHAPES.values()]
-        for part, model in (*sections, ("where", Where), ("what", What)):
+        sections: list[tuple[str, type[Section]]] = [("where", Where), ("what", What)]
+        sections += [("how", shape) for shape in SHAPES.values()]
+        for part, model in sections:
             if key in model.model_fields and path != (part,):
                 return f"did you mean {part}.{key}?"
         return f"the keys here are {', '.join(known)}"

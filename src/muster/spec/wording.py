@@ -104,7 +104,9 @@ def _noun(annotation: Any) -> str:
     if get_origin(annotation) in (list, tuple, set, frozenset):
         items = [item for item in get_args(annotation) if item is not Ellipsis]
         nouns = dict.fromkeys(_noun(item) for item in items)
-        plural = " or ".join(f"{noun[2:]}s" if noun.startswith("a ") else f"values ({noun})" for noun in nouns)
+        plural = " or ".join(
+            f"{noun[2:]}s" if noun.startswith("a ") else f"values ({noun})" for noun in nouns
+        )
         counted = get_origin(annotation) is tuple and Ellipsis not in get_args(annotation)
         return f"a list of {f'{len(items)} ' if counted else ''}{plural}"
     if get_origin(annotation) is dict:

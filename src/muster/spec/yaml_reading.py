@@ -146,7 +146,9 @@ class _Reader:
             mend = "indent the keys of a section by the same number of spaces"
         elif "expected ',' or" in problem:
             mend = "close the brace or bracket"
-        return JobError(f"not valid YAML: {' '.join(problem.split())}", mend=mend, source=self._source, line=line)
+        return JobError(
+            f"not valid YAML: {' '.join(problem.split())}", mend=mend, source=self._source, line=line
+        )
 
     def _node(self, event: Any, path: KeyPath) -> Any:
         from ruamel.yaml.events import AliasEvent, MappingStartEvent, ScalarEvent
@@ -154,7 +156,10 @@ class _Reader:
         if isinstance(event, AliasEvent) or event.anchor is not None:
             sign = "alias *" if isinstance(event, AliasEvent) else "anchor &"
             self._refuse(
-                event, path, f"the {sign}{_short(str(event.anchor), 30)}", "write the value out: job files have no anchors"
+                event,
+                path,
+                f"the {sign}{_short(str(event.anchor), 30)}",
+                "write the value out: job files have no anchors",
             )
         if event.tag is not None:
             self._refuse(
@@ -182,7 +187,9 @@ class _Reader:
         while not isinstance(event := next(self._events), MappingEndEvent):
             key = self._node(event, (*path, "?")) if isinstance(event, ScalarEvent) else None
             if not isinstance(key, str) or not key:
-                found = "a key that is not text" if key is None else f"the key {event.value}, which is not text"
+                found = (
+                    "a key that is not text" if key is None else f"the key {event.value}, which is not text"
+                )
                 self._refuse(event, path, f"found {found}", "keys are plain words, such as 'ranks'")
             self._lines.pop((*path, "?"))
             line = event.start_mark.line + 1
