@@ -49,9 +49,9 @@ def test_show_gives_the_documented_keys(muster: Muster, finished: RunFolder) -> 
 def test_show_draws_a_bar_per_rank(muster: Muster, finished: RunFolder) -> None:
     result = muster("show", finished.path)
     assert result.exit_code == 0
-    bars = [line.count("█") for line in result.stdout.splitlines() if "█" in line]
-    assert len(bars) == 2
-    assert bars[0] == bars[1] > 0
+    bars = [[line.count(shade) for shade in "▒█▓░"] for line in result.stdout.splitlines() if "██" in line]
+    assert [sum(bar) for bar in bars] == [60, 60]  # 60 cells for 4 s: io, compute, comm, idle
+    assert bars == [pytest.approx([6, 30, 15, 9], abs=1), pytest.approx([12, 30, 15, 3], abs=1)]
     assert "31.5" in result.stdout
 
 

@@ -10,8 +10,9 @@ from muster.cli.options import DEFAULT_RUNS, AsJson, RunName, RunsFolder, find_r
 EXAMPLES = "Example: muster show last --json"
 
 _COLOURS: Final = {"io": "yellow", "compute": "green", "comm": "blue", "idle": "bright_black"}
+_SHADES: Final = {"io": "▒", "compute": "█", "comm": "▓", "idle": "░"}  # told apart without colours too
 _BAR_CELLS: Final = (10, 60)
-_COLUMN_CELLS: Final = 46
+_COLUMN_CELLS: Final = 54
 
 
 def command(run: RunName, runs: RunsFolder = DEFAULT_RUNS, json: AsJson = False) -> None:
@@ -79,7 +80,7 @@ def _pillars(pillars: dict[str, dict[str, float]], cells: int) -> Any:
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("rank", justify="right")
     for name, colour in _COLOURS.items():
-        table.add_column(Text(f"{name} s", style=colour), justify="right")
+        table.add_column(Text(f"{_SHADES[name]} {name} s", style=colour), justify="right")
     table.add_column("share of the time")
     for rank, seconds in pillars.items():
         table.add_row(rank, *(f"{seconds[name]:.2f}" for name in _COLOURS), _bar(seconds, cells))
@@ -95,6 +96,6 @@ def _bar(seconds: dict[str, float], cells: int) -> Any:
     for name, colour in _COLOURS.items():
         done += seconds[name]
         end = round(cells * done / total)
-        bar.append("█" * (end - reached), style=colour)
+        bar.append(_SHADES[name] * (end - reached), style=colour)
         reached = end
     return bar
