@@ -92,14 +92,16 @@ def test_a_metric_meets_those_that_extend_its_name_and_the_last_attempt_counts(t
         row(1, 10, "psnr_y", 33.0),
         row(0, 10, "psnr_y", 99.0),
         row(1, 10, "psnr_y_bicubic", 30.5),
+        row(1, 10, "psnr_y_gain", 2.5),
         row(1, 10, "loss", 0.5),
         row(1, 20, "loss", None),
         row(0, 0, "psnr_y", 20.0, item="a"),
     )
-    loss, mean, item = metrics(data)
+    loss, mean, item, gain = metrics(data)
     assert (loss.name, loss.untrained, loss.gain, loss.last) == ("loss", None, None, 0.5)
     assert (mean.steps, mean.values, mean.gain) == ((0, 10), (30.0, 33.0), 3.0)
     assert [(other.name, other.last) for other in mean.baselines] == [("psnr_y_bicubic", 30.5)]
+    assert (gain.name, gain.last, gain.baselines) == ("psnr_y_gain", 2.5, ())
     assert (item.item, item.last, item.gain) == ("a", 20.0, None)
 
 

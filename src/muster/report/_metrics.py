@@ -19,7 +19,8 @@ class Metric:
         item: empty for the mean over the items.
         steps: [points], rising.
         values: [points].
-        baselines: metrics to compare with: those named ``<name>_<something>``, such as `psnr_y_bicubic`.
+        baselines: metrics to compare with: those named ``<name>_<something>``, such as `psnr_y_bicubic`; one that
+            ends in ``_gain`` is a difference, on a scale of its own, and stands alone.
     """
 
     name: str
@@ -71,6 +72,7 @@ def _leader(metric: Metric, among: list[Metric]) -> Metric | None:
         for other in among
         if (other.split, other.item) == (metric.split, metric.item)
         and metric.name.startswith(f"{other.name}_")
+        and not metric.name.endswith("_gain")
     ]
     return min(leaders, key=lambda other: len(other.name), default=None)
 
