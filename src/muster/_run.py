@@ -25,7 +25,7 @@ from muster.engine.processes import Warded, mark_of
 from muster.engine.run_folder import EventLog, RunFolder
 from muster.engine.trace import write_trace
 from muster.errors import EngineLost, JobError, MusterError, Preempted, RankFailed, RefusedInput, Stopped
-from muster.spec import Job, dump_job, load_application, load_job
+from muster.spec import Job, dump_job, load_application, load_job, located
 from muster.spec.preflight import preflight
 
 if TYPE_CHECKING:
@@ -100,7 +100,9 @@ def run(job: Job | str | os.PathLike[str], overrides: Sequence[str] = (), *, pro
     """
     source = "" if isinstance(job, Job) else os.fspath(job)
     job = job if isinstance(job, Job) else load_job(source, overrides)
-    for warning in preflight(job):
+    with located(source, overrides) if source else contextlib.nullcontext():
+        warnings = preflight(job)
+    for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     folder = RunFolder.create(
         job.where.runs,
@@ -122,8 +124,10 @@ def resume(folder: RunFolder, *, progress: bool = True) -> Run:
     """
     if folder.state()["status"] == "done":
         raise RefusedInput(f"{folder.id} is done; its report is {folder.report_path}")
-    job = load_job(folder.path / "job.yaml", environ={})
-    preflight(job)
+    path = folder.path / "job.yaml"
+    job = load_job(path, environ={})
+    with located(path, environ={}):
+        preflight(job)
     return _carry(folder, job, progress=progress, again=True)
 
 

@@ -17,6 +17,7 @@ from engine import runs
 from muster.engine.run_folder import RunFolder
 
 WHAT = "app: tests.network, seed: 3, delay_ms: 2, width: 700"
+SLOWER = WHAT.replace("delay_ms: 2", "delay_ms: 20")
 HOW = "ranks: 3, steps: 90, batch: 12, checkpoint_every: 15 steps, hang_timeout: 30s, evaluate_every: 40"
 
 
@@ -69,7 +70,7 @@ def test_a_lost_engine_is_replaced_without_being_asked(undisturbed: str, tmp_pat
 
 @pytest.mark.kill
 def test_a_killed_rank_is_restarted_without_being_asked(undisturbed: str, tmp_path: Path) -> None:
-    job = runs.write_job(tmp_path, WHAT, HOW, "engine: local")
+    job = runs.write_job(tmp_path, SLOWER, HOW, "engine: local")
     process = runs.start(job)
     run = runs.newest(job)
     runs.wait_for(run, "checkpoint")
@@ -83,7 +84,7 @@ def test_a_killed_rank_is_restarted_without_being_asked(undisturbed: str, tmp_pa
 
 
 def test_sigterm_saves_and_exits_with_its_code(undisturbed: str, tmp_path: Path) -> None:
-    job = runs.write_job(tmp_path, WHAT, HOW.replace("15 steps", "1h"), "engine: local")
+    job = runs.write_job(tmp_path, SLOWER, HOW.replace("15 steps", "1h"), "engine: local")
     process = subprocess.Popen(
         ["muster", "run", str(job)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ)
     )
@@ -98,7 +99,7 @@ def test_sigterm_saves_and_exits_with_its_code(undisturbed: str, tmp_path: Path)
 
 
 def test_ctrl_c_saves_and_stops_and_twice_stops_at_once(undisturbed: str, tmp_path: Path) -> None:
-    job = runs.write_job(tmp_path, WHAT, HOW.replace("15 steps", "1h"), "engine: local")
+    job = runs.write_job(tmp_path, SLOWER, HOW.replace("15 steps", "1h"), "engine: local")
     process = subprocess.Popen(
         ["muster", "run", str(job)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ)
     )
@@ -125,7 +126,7 @@ def test_ctrl_c_saves_and_stops_and_twice_stops_at_once(undisturbed: str, tmp_pa
 
 
 def test_a_run_that_is_worked_on_cannot_be_resumed(tmp_path: Path) -> None:
-    job = runs.write_job(tmp_path, WHAT, HOW, "engine: local")
+    job = runs.write_job(tmp_path, SLOWER, HOW, "engine: local")
     process = runs.start(job)
     run = runs.newest(job)
     runs.wait_for(run, "first_step")
@@ -137,13 +138,13 @@ def test_a_run_that_is_worked_on_cannot_be_resumed(tmp_path: Path) -> None:
     assert f"process {process.pid} on" in second.stderr
 
 
-# ---- damaged checkpoints ----------------------------------------------------------------------------------------------
+# ---- damaged checkpoints ----
 
 
 @pytest.fixture
 def half_done(tmp_path: Path) -> RunFolder:
     """A run killed after its second checkpoint, so that it has two."""
-    job = runs.write_job(tmp_path, WHAT, HOW, "engine: local")
+    job = runs.write_job(tmp_path, SLOWER, HOW, "engine: local")
     process = runs.start(job, "how.max_restarts=0")
     run = runs.newest(job)
     runs.wait_for(run, "checkpoint", count=2)

@@ -11,9 +11,5 @@ EXAMPLES = "Example: muster resume last"
 def command(run: RunName, runs: RunsFolder = DEFAULT_RUNS, quiet: Quiet = False) -> None:
     """Continue a run that was stopped, preempted, killed or failed."""
     from muster._run import resume
-    from muster.spec import located
 
-    folder = find_run(run, runs)
-    with located(folder.path / "job.yaml", environ={}):
-        finished = resume(folder, progress=not quiet)
-    print_outcome(finished)
+    print_outcome(resume(find_run(run, runs), progress=not quiet))

@@ -15,11 +15,8 @@ EXAMPLES = "Example: muster run my.yaml --set how.ranks=4 --set how.steps=2000"
 def command(job: JobPath, settings: Settings = None, quiet: Quiet = False) -> None:
     """Run a job to its end and write its report."""
     from muster._run import run
-    from muster.spec import located
 
-    with located(job, settings or ()):
-        finished = run(job, settings or (), progress=not quiet)
-    print_outcome(finished)
+    print_outcome(run(job, settings or (), progress=not quiet))
 
 
 def print_outcome(run: Run) -> None:

@@ -1,7 +1,8 @@
 """Checkpoints of a gang: torch.distributed.checkpoint, written in the background, committed atomically.
 
-All ranks write into a hidden folder; rank 0 then adds a manifest with a checksum of every file, brings all of it to the disk
-and renames the folder. A folder without its name or with a wrong checksum is not a checkpoint: loading falls back to the one before.
+All ranks write into a hidden folder; rank 0 then adds a manifest with a checksum of every file, brings all of it to the
+disk and renames the folder. A folder without its name or with a wrong checksum is not a checkpoint: loading falls back to
+the one before.
 """
 
 from __future__ import annotations
@@ -139,9 +140,7 @@ class CheckpointStore:
         """
         self.wait()
         draft = self._folder / f".step-{step:08d}"
-        if self._context.rank == 0:
-            shutil.rmtree(draft, ignore_errors=True)
-            draft.mkdir(parents=True)
+        draft.mkdir(parents=True, exist_ok=True)
         began = self._context.clock.now()
         response = dcp.async_save(
             state,

@@ -1,9 +1,8 @@
-"""What this machine is: cores, memory and versions, as a run records them."""
+"""What this machine is, as a run records it: hardware, versions, git revision."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import shutil
 import subprocess
@@ -11,16 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from muster.spec.machine import cores, memory_bytes, nvidia_gpus
 
-def cores() -> int:
-    """Cores that this process may use: its affinity, cut by the CPU quota of its control group."""
-    allowed = len(os.sched_getaffinity(0))
-    quota = Path("/sys/fs/cgroup/cpu.max")
-    if quota.exists():
-        most, _, period = quota.read_text().strip().partition(" ")
-        if most != "max":
-            allowed = min(allowed, max(1, int(int(most) / int(period))))
-    return allowed
+__all__ = ["cores", "environment", "nvidia_gpus"]
 
 
 def environment(job_path: str = "") -> dict[str, Any]:
@@ -32,8 +24,8 @@ def environment(job_path: str = "") -> dict[str, Any]:
         "host": platform.node(),
         "cpu": _cpu_name(),
         "cores": cores(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "gpus": gpus(),
+        "memory_bytes": memory_bytes(),
+        "gpus": _gpus(),
         "versions": _versions("muster", "torch", "ray", "numpy", "pillow", "pydantic"),
         "git": _git(Path(job_path).absolute().parent if job_path else Path.cwd()),
     }
@@ -46,7 +38,7 @@ def _cpu_name() -> str:
     return platform.machine()
 
 
-def gpus() -> list[str]:
+def _gpus() -> list[str]:
     """Name, memory and driver of each NVIDIA GPU of this machine."""
     if shutil.which("nvidia-smi") is None:
         return []

@@ -16,49 +16,27 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-_F, _I, _S = pa.float64(), pa.int64(), pa.string()
+_KINDS: Final = {"i": pa.int64(), "f": pa.float64(), "s": pa.string()}
+
+
+def _schema(columns: str) -> pa.Schema:
+    """A schema from ``name:kind`` words."""
+    return pa.schema(
+        [(name, _KINDS[kind]) for name, _, kind in (word.partition(":") for word in columns.split())]
+    )
+
 
 SCHEMAS: Final[dict[str, pa.Schema]] = {
-    "steps": pa.schema(
-        [
-            ("attempt", _I),
-            ("rank", _I),
-            ("world_size", _I),
-            ("step", _I),
-            ("start", _F),
-            ("wall", _F),
-            ("io", _F),
-        ]
-        + [("compute", _F), ("comm", _F), ("idle", _F), ("comm_hidden", _F), ("stall", _F), ("samples", _I)]
-        + [("flops", _F), ("loss", _F), ("learning_rate", _F)]
+    "steps": _schema(
+        "attempt:i rank:i world_size:i step:i start:f wall:f io:f compute:f comm:f idle:f comm_hidden:f stall:f "
+        "samples:i flops:f loss:f learning_rate:f"
     ),
-    "collectives": pa.schema(
-        [
-            ("attempt", _I),
-            ("rank", _I),
-            ("step", _I),
-            ("kind", _S),
-            ("group", _S),
-            ("bucket", _I),
-            ("bytes", _I),
-        ]
-        + [("ready", _F), ("enter", _F), ("last_enter", _F), ("end", _F)]
+    "collectives": _schema(
+        "attempt:i rank:i step:i kind:s group:s bucket:i bytes:i ready:f enter:f last_enter:f end:f"
     ),
-    "spans": pa.schema(
-        [("attempt", _I), ("rank", _I), ("step", _I), ("lane", _S), ("name", _S), ("start", _F), ("end", _F)]
-    ),
-    "metrics": pa.schema(
-        [
-            ("attempt", _I),
-            ("step", _I),
-            ("time", _F),
-            ("name", _S),
-            ("value", _F),
-            ("split", _S),
-            ("item", _S),
-        ]
-    ),
-    "events": pa.schema([("attempt", _I), ("time", _F), ("kind", _S), ("who", _S), ("detail", _S)]),
+    "spans": _schema("attempt:i rank:i step:i lane:s name:s start:f end:f"),
+    "metrics": _schema("attempt:i step:i time:f name:s value:f split:s item:s"),
+    "events": _schema("attempt:i time:f kind:s who:s detail:s"),
 }
 
 

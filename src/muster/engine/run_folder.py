@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import contextlib
 import datetime
 import fcntl
 import json
@@ -87,10 +89,14 @@ class RunFolder:
         return matches[-1]
 
     @classmethod
-    def list(cls, root: Path) -> list[RunFolder]:
-        """All runs below ``root``, oldest first."""
-        runs = [cls(path.parent) for path in root.glob("*/run.json")]
-        return sorted(runs, key=lambda run: (run.state()["epoch_unix_s"], run.id))
+    def list(cls, root: Path) -> builtins.list[RunFolder]:
+        """All runs below ``root``, oldest first; a folder whose ``run.json`` is damaged is left out."""
+        dated = []
+        for path in root.glob("*/run.json"):
+            run = cls(path.parent)
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                dated.append((float(run.state()["epoch_unix_s"]), run.id, run))
+        return [run for _, _, run in sorted(dated, key=lambda entry: entry[:2])]
 
     @property
     def id(self) -> str:
@@ -132,7 +138,7 @@ class RunFolder:
         """All rows of a table of docs/run-folder.md, while the run is going too."""
         return records.read_table(self.tables, name)
 
-    def events(self) -> list[dict[str, Any]]:
+    def events(self) -> builtins.list[dict[str, Any]]:
         """The rows of `events` in order of time, ``detail`` decoded."""
         rows = self.table("events").to_pylist()
         for row in rows:

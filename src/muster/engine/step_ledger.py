@@ -1,8 +1,8 @@
 """Keeps the books of a gang's steps: one small exchange between the ranks per step, and the rows that come of it.
 
-At the end of each step the ranks post a vector (loss, samples, stop wanted, checkpoint due, when each bucket was entered); it travels while
-the next step computes and is read at that step's end. So all ranks agree on what to do after which step, and each
-learns when the last rank entered a collective, at no wait.
+At the end of each step the ranks post a vector (loss, samples, stop wanted, checkpoint due, when each bucket was entered);
+it travels while the next step computes and is read at that step's end. So all ranks agree on what to do after which step,
+and each learns when the last rank entered a collective, at no wait.
 """
 
 from __future__ import annotations

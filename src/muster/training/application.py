@@ -43,7 +43,7 @@ class Application(ABC):
     def __init__(self, what: Any) -> None:
         self.what = what
 
-    def check(self, samples_per_step: int) -> None:
+    def check(self, samples_per_step: int) -> None:  # noqa: B027 - doing nothing is right for most
         """Refuse what no rank could do, before any worker starts; must be quick and must not need torch.
 
         Arguments:
@@ -53,7 +53,7 @@ class Application(ABC):
             muster.errors.RefusedInput: says what is wrong, where, and what would be right.
         """
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027 - likewise
         """Do once-per-machine work before training, such as decoding a data set into a cache.
 
         Runs in one rank per machine while the others wait; must be idempotent and safe to kill.
@@ -76,12 +76,11 @@ class Application(ABC):
         """The mean loss over the samples of ``batch`` (a collated batch on the model's device), a scalar."""
 
     def evaluation_data(self) -> Sequence[Any]:
-        """The held-out items; the ranks share them out and count each exactly once."""
-        return ()
+        """The held-out items; the ranks share them out and count each exactly once.
 
-    def item_name(self, index: int) -> str:
-        """What to call a held-out item in the records."""
-        return str(index)
+        An item that has a ``name`` is called by it in the records, others by their index.
+        """
+        return ()
 
     def evaluate(self, model: torch.nn.Module, item: Any) -> dict[str, float]:
         """Qualities of one held-out item, by name; the run records each item's and their mean."""
@@ -91,7 +90,7 @@ class Application(ABC):
         """What a reader of ``model.safetensors`` needs to rebuild the model; stored in the file's header."""
         return {}
 
-    def illustrate(self, model: torch.nn.Module, folder: Path) -> None:
+    def illustrate(self, model: torch.nn.Module, folder: Path) -> None:  # noqa: B027 - likewise
         """Draw pictures of the result into ``folder``; called on rank 0 at the end of the run.
 
         A picture strip is a line of ``folder/strips.jsonl``:

@@ -127,8 +127,8 @@ def _device(job: Job) -> str:
     """`cuda` where it is asked for, or where every rank of this machine can have a GPU."""
     if job.where.device != "auto":
         return job.where.device
-    gpus = len(hardware.gpus())
-    return "cuda" if job.where.engine != "cluster" and 0 < job.how.ranks <= gpus else "cpu"
+    enough = 0 < job.how.ranks <= hardware.nvidia_gpus()
+    return "cuda" if job.where.engine != "cluster" and enough else "cpu"
 
 
 def main(run_path: str, outcome_path: str, folder: str) -> None:

@@ -19,7 +19,7 @@ def seed_generators(seed: int) -> None:
 
 def generator_states() -> dict[str, torch.Tensor]:
     """The states of torch's CPU (and current CUDA) generator, NumPy's global one and `random`."""
-    name, words, position, has_gauss, gauss = np.random.get_state(legacy=True)  # type: ignore[misc]
+    _, words, position, has_gauss, gauss = np.random.get_state(legacy=True)  # type: ignore[misc]
     version, internal, next_gauss = random.getstate()
     states = {
         "torch": torch.get_rng_state(),

@@ -15,14 +15,15 @@ class SampleKey(NamedTuple):
     """One use of one sample."""
 
     epoch: int
-    index: int
+    index: int  # type: ignore[assignment] # the word of the field; tuple.index is of no use here
 
 
 class GlobalOrder:
     """The endless concatenation of epochs, each a permutation of the data set.
 
-    An epoch's permutation is that of `torch.utils.data.DistributedSampler` with the same seed. Step *k* (from 0) of global batch *B*
-    takes positions *kB … (k+1)B - 1*, and rank *r* of *W* every *W*-th of those, so the state of the order is the step alone.
+    An epoch's permutation is that of `torch.utils.data.DistributedSampler` with the same seed. Step *k* (from 0) of global
+    batch *B* takes positions *kB … (k+1)B - 1*, and rank *r* of *W* every *W*-th of those, so the state of the order is the
+    step alone.
 
     Arguments:
         samples: length of the data set.

@@ -68,7 +68,7 @@ class _Trainer:
         seed_generators(self.seed)
         model = self.application.build_model().to(context.device, _DTYPES[self.how.precision])
         self.model = model
-        self.replica = DistributedDataParallel(model, gradient_as_bucket_view=True)
+        self.replica = DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
         self.replica.register_comm_hook(None, context.clock.hook(allreduce_hook))
         self.optimizer = make_optimizer(model, self.how.optimizer)
         self.schedule = make_schedule(self.optimizer, self.how.schedule, self.how.steps)
@@ -236,6 +236,17 @@ class _Trainer:
         )
         return newest.step
 
+    def _share_buffers(self) -> None:
+        """Gives all ranks rank 0's buffers, such as running means.
+
+        They do not influence training, so once before each use is enough, and a broadcast in every forward pass (as
+        DistributedDataParallel would do) is communication that nobody needs.
+        """
+        persistent = self.model.state_dict(keep_vars=True).keys()
+        for name, buffer in self.model.named_buffers():
+            if name in persistent:
+                dist.broadcast(buffer, src=0)
+
     def _checkpoint_due(self) -> bool:
         """Whether, by rank 0's watch, it is time for a checkpoint; all ranks learn of it a step later."""
         seconds = self.how.checkpoint_every.seconds
@@ -246,6 +257,7 @@ class _Trainer:
 
     def _save(self) -> None:
         with self.context.clock.stall("checkpoint"):
+            self._share_buffers()
             self.checkpoints.save(self.step, self._state(), self.quality)
             self.ledger.flush()
         self.quality = None
@@ -264,21 +276,21 @@ class _Trainer:
         if not len(items):
             return
         with self.context.clock.stall("evaluate"):
+            self._share_buffers()
             result = evaluate_exact(self.context, self.model, items, self.application.evaluate)
         means = result.means()
         self.quality = means.get(self.application.quality) if self.application.quality else None
         if self.context.rank == 0:
-            self._record(result)
+            self._record(result, [str(getattr(item, "name", index)) for index, item in enumerate(items)])
 
-    def _record(self, result: Evaluation) -> None:
+    def _record(self, result: Evaluation, names: list[str]) -> None:
         row = {
             "attempt": self.context.attempt,
             "step": self.step,
             "time": self.context.clock.now(),
             "split": "evaluation",
         }
-        for index, item in enumerate(result.items):
-            name = self.application.item_name(index)
+        for name, item in zip(names, result.items, strict=True):
             for quality, value in item.items():
                 self.metrics.append(**row, name=quality, value=value, item=name)
         for quality, value in result.means().items():

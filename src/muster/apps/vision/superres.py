@@ -86,11 +86,11 @@ class SuperResolution(Application):
     """Trains an `EDSR` with L1 loss on random patches; measures luma PSNR and SSIM beside bicubic."""
 
     What: ClassVar[type[What]] = SuperResolutionWhat
+    quality: ClassVar[str | None] = "psnr_y"
     what: SuperResolutionWhat
 
     def check(self, samples_per_step: int) -> None:
-        """Refuses folders and photographs that cannot be used, and patches larger than the smallest "
-        "photograph."""
+        """Refuses folders and photographs that cannot be used, and patches larger than the smallest photograph."""
         training, held_out = self._split()
         smallest = [inspect_photograph(path, name) for name, path in training.items()]
         photograph = min(smallest, key=lambda one: min(one.width, one.height))

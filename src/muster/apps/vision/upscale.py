@@ -160,8 +160,7 @@ def upscale_file(
 def _bands(
     model: EDSR, pixels: Pixels, tile: int | None, ensemble: bool, on_tile: Callable[[], None] = lambda: None
 ) -> Iterator[Pixels]:
-    """The enlarged picture in bands: uint8 [rows, width, channels], channels as in ``pixels`` [h, w, 1 "
-    "to 4]."""
+    """The enlarged picture in bands: uint8 [rows, width, channels], channels as in ``pixels`` [h, w, 1 to 4]."""
     if tile is not None and tile < 1:
         raise ValueError(f"a tile of {tile} pixels is too small; use 64 or more")
     predict = partial(self_ensemble, model) if ensemble else model

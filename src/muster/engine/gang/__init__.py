@@ -116,8 +116,8 @@ def engine(
                 warded = stack.enter_context(Warded(secrets.token_hex(5)))
                 private = warded.mark, warded.folder
             mark, folder = private
-            session = ray_engine.embedded(cpus or hardware.cores(), folder, {MARK_VARIABLE: mark})
-            yield Engine(kind, stack.enter_context(session), preload)
+            started = ray_engine.embedded(cpus or hardware.cores(), folder, {MARK_VARIABLE: mark})
+            yield Engine(kind, stack.enter_context(started), preload)
     elif kind == "cluster" and address:
         with ray_engine.cluster(address, {}) as session:
             yield Engine(kind, session, preload)

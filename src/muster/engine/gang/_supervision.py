@@ -119,7 +119,8 @@ class Supervision:
                 raise EngineLost(lost)
             failed = self._first_failure(states)
             if failed is not None:
-                return self._after_failure(states, failed)
+                self._forgive(states, failed)
+                return None
             if all(state.ended for state in states):
                 return self._after_end(states)
             if asked in (None, "grow") and (wanted := self._stop_asked()) is not None:
@@ -162,7 +163,7 @@ class Supervision:
                 return min(silent)[1]
         return None
 
-    def _after_failure(self, states: Sequence[RankState], first: int) -> None:
+    def _forgive(self, states: Sequence[RankState], first: int) -> None:
         """Finds the rank at fault, and forgives or raises."""
         settled = time.monotonic() + SETTLE_S
         while time.monotonic() < settled and not all(state.ended for state in states):
