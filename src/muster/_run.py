@@ -190,7 +190,7 @@ def _one_engine(folder: RunFolder, warded: Warded) -> None:
             stderr=log,
             start_new_session=True,  # Ctrl-C is for this process alone: it passes it on as a wish to save and stop
         )
-    with _passing_on_signals(process, warded):
+    with _passing_on_signals(process, warded) as interrupts:
         while True:
             try:
                 code = process.wait(timeout=0.5)
@@ -198,6 +198,8 @@ def _one_engine(folder: RunFolder, warded: Warded) -> None:
             except subprocess.TimeoutExpired:
                 warded.watch_the_warden()
     warded.clear()
+    if len(interrupts) > 1:
+        raise Stopped("stopped at once; `muster resume` continues the run from its last checkpoint")
     if not outcome_path.is_file():
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         raise EngineLost(f"the engine process {how}; see {folder.path / 'logs' / 'engine.log'}")
@@ -216,20 +218,22 @@ def _raise(outcome: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _passing_on_signals(process: subprocess.Popen[bytes], warded: Warded) -> Iterator[None]:
-    """SIGTERM and the first Ctrl-C ask the engine to save and stop; the second Ctrl-C ends everything at once."""
+def _passing_on_signals(process: subprocess.Popen[bytes], warded: Warded) -> Iterator[list[int]]:
+    """SIGTERM and the first Ctrl-C ask the engine to save and stop; the second Ctrl-C ends everything at once.
+
+    Gives the list of the Ctrl-Cs so far.
+    """
+    interrupts: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield interrupts
         return
-    interrupts = 0
 
     def terminate(*_: object) -> None:
         process.send_signal(signal.SIGTERM)
 
-    def interrupt(*_: object) -> None:
-        nonlocal interrupts
-        interrupts += 1
-        if interrupts == 1:
+    def interrupt(number: int, _: object) -> None:
+        interrupts.append(number)
+        if len(interrupts) == 1:
             print("\nsaving a checkpoint and stopping; Ctrl-C again stops at once", file=sys.stderr)
             process.send_signal(signal.SIGINT)
         else:
@@ -241,10 +245,10 @@ def _passing_on_signals(process: subprocess.Popen[bytes], warded: Warded) -> Ite
     }
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        yield
+        yield interrupts
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for which, earlier in before.items():
+            signal.signal(which, earlier)
 
 
 def _close(folder: RunFolder, status: str, message: str) -> None:

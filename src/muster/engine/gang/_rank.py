@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from muster.engine.gang._context import Line, Place, RankContext, RankPlan, Yielded
+from muster.errors import MusterError
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class Outcome:
     """How a rank's function ended.
 
     Arguments:
-        kind: `returned`, `yielded` or `raised`.
-        value: what it returned, or the reason it yielded.
+        kind: `returned`, `yielded`, `refused` (an error that no restart would mend) or `raised`.
+        value: what it returned, the reason it yielded, or the error it refused with.
         error: one line, if it raised.
         traceback: the whole of it.
         in_collective: whether it was blocked in a collective then, so that another rank may be to blame.
@@ -70,6 +71,8 @@ def run_rank(
         return Outcome("returned", function(context), when_unix_s=time.time())
     except Yielded as gave_way:
         return Outcome("yielded", gave_way.reason, when_unix_s=time.time())
+    except MusterError as error:
+        return Outcome("refused", error, when_unix_s=time.time())
     except BaseException as error:
         text = traceback.format_exc()
         print(text, file=sys.stderr, flush=True)

@@ -81,6 +81,7 @@ class Supervision:
         """Returns what ``function`` returned on each rank, in order.
 
         Raises:
+            MusterError: one that a rank raised itself: no restart would mend it.
             RankFailed: a rank failed and no restart was left; carries that rank's own traceback.
             Stopped, Preempted: the ranks saved and yielded, as they were asked to.
             EngineLost: the engine died, or has no room for `min_ranks`.
@@ -150,7 +151,7 @@ class Supervision:
         """A rank that has failed or hangs, or None."""
         now = time.monotonic()
         for rank, state in enumerate(states):
-            if state.died is not None or (state.outcome is not None and state.outcome.kind == "raised"):
+            if state.died is not None or (state.outcome is not None and state.outcome.kind in ("raised", "refused")):
                 return rank
         limit = self._limits.hang_timeout_s
         if limit is not None:
@@ -168,6 +169,9 @@ class Supervision:
         settled = time.monotonic() + SETTLE_S
         while time.monotonic() < settled and not all(state.ended for state in states):
             states = self._launcher.poll()
+        for state in states:
+            if state.outcome is not None and state.outcome.kind == "refused":
+                raise state.outcome.value
         rank = _at_fault(states, first)
         state = states[rank]
         if state.outcome is not None:
