@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from muster.errors import EngineLost
+from muster.errors import EngineLost, RefusedInput
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -76,7 +77,9 @@ def embedded(cpus: int, folder: Path, mark: dict[str, str]) -> Iterator[Session]
 
     Raises:
         EngineLost: Ray could not start.
+        RefusedInput: this machine's loopback interface is down.
     """
+    _check_loopback()
     home = os.environ.get("HOME", "/")
     private = folder / "home"
     private.mkdir(parents=True, exist_ok=True)
@@ -137,6 +140,22 @@ def cluster(address: str, mark: dict[str, str]) -> Iterator[Session]:
         yield Session(ray, False, os.environ.get("HOME", "/"), ())
     finally:
         ray.shutdown()
+
+
+def _check_loopback() -> None:
+    """Refuses a machine whose loopback is down: Ray would wait there for minutes, deaf to signals, and say nothing.
+
+    Raises:
+        RefusedInput: nothing can be reached at 127.0.0.1.
+    """
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=2.0).close()
+    except OSError as error:
+        raise RefusedInput(
+            f"the loopback interface does not answer at 127.0.0.1 ({error.strerror or error}), and the ranks of one "
+            "machine talk over it; bring it up: ip link set lo up"
+        ) from error
 
 
 def _daemons(ray: Any) -> tuple[int, ...]:

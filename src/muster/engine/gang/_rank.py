@@ -40,13 +40,13 @@ class Outcome:
     when_unix_s: float = 0.0
 
 
-def this_place() -> Place:
-    """Where this process is."""
+def this_place(address: str = "127.0.0.1") -> Place:
+    """Where this process is, with a free port at ``address``."""
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    with socket.socket() as probe:
-        probe.bind(("", 0))
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+        probe.bind((address, 0))
         port = int(probe.getsockname()[1])
-    return Place(socket.gethostname(), boot_id, "127.0.0.1", port)
+    return Place(socket.gethostname(), boot_id, address, port)
 
 
 def run_rank(

@@ -156,8 +156,7 @@ class _RankActor:
     def place(self) -> Place:
         import ray.util
 
-        here = this_place()
-        return Place(here.host, here.boot_id, ray.util.get_node_ip_address(), here.port)
+        return this_place(ray.util.get_node_ip_address())
 
     def run(self, plan: RankPlan, function: bytes) -> bytes:
         return _packed(run_rank(plan, cloudpickle.loads(function), self._line))
