@@ -64,6 +64,7 @@ class NetworkWhat(What):
     fail_on_rank: int = 1
     hang_at_call: int = 0
     width: int = 64
+    dropout: float = 0.1
 
 
 class Noisy(Dataset):
@@ -94,7 +95,7 @@ class Network(Application):
         return nn.Sequential(
             nn.Linear(8, width),
             nn.ReLU(),
-            nn.Dropout(0.1),
+            nn.Dropout(self.what.dropout),
             nn.Linear(width, width),
             nn.ReLU(),
             nn.Linear(width, 1),

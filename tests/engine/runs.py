@@ -9,15 +9,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+from muster.engine.gang import Engine, Limits, Supervision
 from muster.engine.processes import mark_of, marked_processes
 from muster.engine.run_folder import RunFolder
+from muster.spec import dump_job, load_job
 
 _RUN = "import sys, muster; muster.run(sys.argv[1], sys.argv[2:], progress=False)"
 _RESUME = """
 import sys
 from muster._run import resume
 from muster.engine.run_folder import RunFolder
+from muster.spec import dump_job, load_job
 resume(RunFolder(sys.argv[1]), progress=False)
 """
 
@@ -49,6 +53,28 @@ def finish(job: Path, *settings: str) -> RunFolder:
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors.decode()
     return newest(job)
+
+
+def train_here(engine: Engine, job: Path, run: RunFolder | None = None, **limits: Any) -> RunFolder:
+    """Trains a job on an engine that is running already: no supervisor, no report, a fraction of the time.
+
+    Arguments:
+        engine: a started engine.
+        job: the job file.
+        run: a run to go on with; by default a new one is made.
+        limits: of the gang, over those of the job.
+    """
+    from muster.training.synchronous import train
+
+    parsed = load_job(job, environ={})
+    if run is None:
+        run = RunFolder.create(
+            parsed.where.runs, "t", app="", steps=parsed.how.steps, job_yaml=dump_job(parsed), environment={}
+        )
+    ranks = parsed.how.ranks
+    chosen = {"ranks": ranks, "min_ranks": ranks, "max_ranks": ranks, "hang_timeout_s": 60.0} | limits
+    Supervision(engine.launcher(), Limits(**chosen), run=run).supervise(train)
+    return run
 
 
 def newest(job: Path, wait_s: float = 60.0) -> RunFolder:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -68,7 +69,13 @@ class _Trainer:
         seed_generators(self.seed)
         model = self.application.build_model().to(context.device, _DTYPES[self.how.precision])
         self.model = model
-        self.replica = DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # torch 2.13 has another name for it, 2.11 only this one
+            self.replica = DistributedDataParallel(
+                model, gradient_as_bucket_view=True, broadcast_buffers=False
+            )
         self.replica.register_comm_hook(None, context.clock.hook(allreduce_hook))
         self.optimizer = make_optimizer(model, self.how.optimizer)
         self.schedule = make_schedule(self.optimizer, self.how.schedule, self.how.steps)
