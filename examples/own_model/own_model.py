@@ -39,7 +39,9 @@ class Spirals(Application):
 
     def build_model(self) -> nn.Module:
         width = self.what.width
-        return nn.Sequential(nn.Linear(2, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 2))
+        return nn.Sequential(
+            nn.Linear(2, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 2)
+        )
 
     def training_data(self) -> Dataset:
         return SpiralPoints(self.what.points)

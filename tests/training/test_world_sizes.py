@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engine import runs
 from safetensors.numpy import load_file
 
+from engine import runs
 from muster.engine.gang import Engine
 from muster.engine.run_folder import RunFolder
 
