@@ -13,7 +13,7 @@ raylet, gcs_server   Ray's daemons
 What must hold after each kill, and is judged:
 
 gone   within 30 s, without any resume, no process of the run is left (supervisor and warden included)
-bits   `muster resume` ends with the weights of a run that nothing disturbed: same SHA-256 of model.safetensors
+bits   `muster resume` ends with the weights of a run that nothing disturbed: same SHA-256 of every tensor's bytes
 lost   the steps that have to be done again are at most one checkpoint interval, plus the step under way
 
 A rank that is killed takes up to a second of its records with it, so that the steps it had done are counted by the
@@ -35,7 +35,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import chaos_runs
-from chaos_runs import VICTIMS, Kill, MusterCommand, TooLate, kill_one, runs
+from chaos_runs import VICTIMS, Kill, MusterCommand, TooLate, kill_one, runs, weights_digest
 from printed_results import Verdicts, print_heading, print_table
 
 ATTEMPTS = 4  # a write may be over, or a run, before the kill gets there: the kill is then done again
@@ -106,7 +106,7 @@ def undisturbed(recipe: Recipe, folder: Path) -> Undisturbed:
     saves = [event for event in run.events() if event["kind"] == "checkpoint"]
     last = max(row["start"] + row["wall"] for row in run.table("steps").to_pylist())
     write_s = statistics.median(save["detail"]["seconds"] for save in saves)
-    return Undisturbed(runs.digest(run), last - saves[0]["time"], write_s)
+    return Undisturbed(weights_digest(run), last - saves[0]["time"], write_s)
 
 
 def killed(
@@ -255,7 +255,7 @@ def main() -> int:
                 failures.append(f"kill {number + 1} ({victim}): {error or 'came too late every time'}")
                 print(failures[-1], flush=True)
                 continue
-            same_bits = runs.digest(kill.run) == reference.digest
+            same_bits = weights_digest(kill.run) == reference.digest
             outcome = Outcome(kill, resumed, runs.steps_redone(kill.run), same_bits)
             outcomes.append(outcome)
             cells = zip(COLUMNS, outcome.row(), strict=True)

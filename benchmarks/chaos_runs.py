@@ -5,6 +5,7 @@ What a run is asked for (its processes, events, checksum) is what the kill tests
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import signal
@@ -13,6 +14,8 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from safetensors.numpy import load_file
 
 from muster.engine.processes import mark_of
 from muster.engine.run_folder import RunFolder
@@ -217,6 +220,18 @@ def _last_step(run: RunFolder, at: float) -> int:
     walls = sorted(row["wall"] - row["stall"] for row in rows)
     pace = walls[len(walls) // 2]
     return last["step"] + max(0, int((at - last["start"] - last["wall"]) / pace))
+
+
+def weights_digest(run: RunFolder) -> str:
+    """SHA-256 over name, type, shape and bytes of every tensor of the trained model, in order of name.
+
+    Not of the file: safetensors writes the entries of its header's metadata in an order that changes from run to run.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(load_file(run.model_path).items()):
+        digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
+        digest.update(tensor.tobytes())
+    return digest.hexdigest()
 
 
 def resume(kill: Kill, log: Path) -> int:
