@@ -9,6 +9,11 @@ from dataclasses import dataclass
 
 from muster.engine.gang._context import Place, RankPlan
 from muster.engine.gang._rank import Outcome
+from muster.errors import EngineLost
+
+
+class RoomLost(EngineLost):
+    """There was room for the ranks a moment ago, and there is not any more."""
 
 
 @dataclass
@@ -55,12 +60,17 @@ class Launcher(ABC):
     def room_for(self, ranks: int) -> int:
         """How many ranks, at most ``ranks``, could be placed now."""
 
+    def capacity(self) -> int | None:
+        """How many ranks the machines there are could hold, were nothing else on them; None: no bound."""
+        return None
+
     @abstractmethod
     def place(self, ranks: int) -> Sequence[Place]:
         """Reserves processes for that many ranks and says where each is.
 
         Raises:
-            EngineLost: they could not be placed in time.
+            RoomLost: they could not be placed in time.
+            EngineLost: their processes did not start.
         """
 
     @abstractmethod

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import cloudpickle
 
 from muster.engine.gang._context import Place, RankPlan
-from muster.engine.gang._launcher import Launcher, RankState
+from muster.engine.gang._launcher import Launcher, RankState, RoomLost
 from muster.engine.gang._local import _packed
 from muster.engine.gang._rank import run_rank, this_place
 from muster.engine.ray_engine import Session
@@ -49,8 +50,32 @@ class RayLauncher(Launcher):
         self._asked_at = 0.0
 
     def room_for(self, ranks: int) -> int:
-        free = sum(self._ranks_on(node["Resources"]) for node in self._ray.nodes() if node["Alive"])
-        return min(ranks, free)
+        if self._session.embedded:  # nobody else is on it
+            return min(ranks, sum(self._ranks_on(node["Resources"]) for node in self._nodes()))
+        from ray._private.state import available_resources_per_node
+
+        free, held = available_resources_per_node(), self._held()
+        room = sum(
+            held[node["NodeID"]] + self._ranks_on(free.get(node["NodeID"], {})) for node in self._nodes()
+        )
+        return min(ranks, room)
+
+    def capacity(self) -> int | None:
+        if self._session.embedded:
+            return None
+        return sum(self._ranks_on(node["Resources"]) for node in self._nodes())
+
+    def _nodes(self) -> list[dict[str, Any]]:
+        return [node for node in self._ray.nodes() if node["Alive"]]
+
+    def _held(self) -> Counter[str]:
+        """How many of this gang's own bundles lie on each node."""
+        from ray.util import placement_group_table
+
+        if self._group is None:
+            return Counter()
+        bundles = placement_group_table(self._group)["bundles_to_node_id"]
+        return Counter(node for node in bundles.values() if node)
 
     def _ranks_on(self, resources: dict[str, float]) -> int:
         return int(min(resources.get(name, 0.0) / amount for name, amount in self._bundle.items() if amount))
@@ -60,9 +85,13 @@ class RayLauncher(Launcher):
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         self._group = placement_group([self._bundle] * ranks, strategy="PACK")
-        if not self._group.wait(timeout_seconds=self._patience_s):
-            self._drop_group()
-            raise EngineLost(f"no room for {ranks} ranks of {self._bundle} within {self._patience_s:g} s")
+        deadline = time.monotonic() + self._patience_s
+        while not self._group.wait(timeout_seconds=1.0):
+            # A node that has died counts as alive until its silence is noticed, which takes Ray some 15 s.
+            capacity = self.capacity()
+            if time.monotonic() > deadline or (capacity is not None and capacity < ranks):
+                self._drop_group()
+                raise RoomLost(f"no room for {ranks} ranks of {self._bundle}")
         actor_class = self._ray.remote(_RankActor)
         self._actors = [
             actor_class.options(

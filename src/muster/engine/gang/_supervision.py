@@ -12,14 +12,16 @@ from typing import Any
 import cloudpickle
 
 from muster.engine.gang._context import Place, RankPlan
-from muster.engine.gang._launcher import Launcher, RankState
+from muster.engine.gang._launcher import Launcher, RankState, RoomLost
 from muster.engine.gang._rank import this_place
 from muster.engine.hardware import cores
 from muster.engine.run_folder import EventLog, RunFolder
-from muster.errors import EngineLost, Preempted, RankFailed, Stopped
+from muster.errors import EngineLost, JobError, Preempted, RankFailed, Stopped
 
 SETTLE_S = 1.0  # after a first failure, how long to wait for others, to find the one at fault
+ECHO_S = 20.0  # the same where all errors so far echo another rank's end, and a whole node's takes Ray long to notice
 GROW_EVERY_S = 5.0
+PLACEMENTS = 5  # how often ranks are placed anew when there is less room than it seemed
 
 
 @dataclass
@@ -85,12 +87,16 @@ class Supervision:
             RankFailed: a rank failed and no restart was left; carries that rank's own traceback.
             Stopped, Preempted: the ranks saved and yielded, as they were asked to.
             EngineLost: the engine died, or has no room for `min_ranks`.
+            JobError: the cluster could not hold `min_ranks` even if it were idle; nothing has been started.
         """
         payload = cloudpickle.dumps(function)
+        if self._restarts == 0:
+            self._check_capacity()
         while True:
-            world = self._choose_world()
+            if self._run is not None:
+                self._log = EventLog(self._run, "supervisor", self._attempt)
             try:
-                result = self._one_life(world, payload)
+                result = self._one_life(self._place(), payload)
             finally:
                 self._launcher.kill()
             if result is not None:
@@ -99,13 +105,12 @@ class Supervision:
 
     # ---- one life of the gang -----------------------------------------------------------------------------------
 
-    def _one_life(self, world: int, payload: bytes) -> list[Any] | None:
+    def _one_life(self, places: Sequence[Place], payload: bytes) -> list[Any] | None:
         """Results, or None if the gang is to be started again."""
+        world = len(places)
         if self._run is not None:
-            self._log = EventLog(self._run, "supervisor", self._attempt)
             self._run.update(attempt=self._attempt, world_size=world, restarts=self._restarts)
         with tempfile.TemporaryDirectory(prefix="muster-rendezvous-") as folder:
-            places = self._launcher.place(world)
             self._launcher.start(self._plans(places, Path(folder)), payload)
             self._event("ranks_started", world_size=world, hosts=sorted({place.host for place in places}))
             return self._watch(world)
@@ -151,7 +156,9 @@ class Supervision:
         """A rank that has failed or hangs, or None."""
         now = time.monotonic()
         for rank, state in enumerate(states):
-            if state.died is not None or (state.outcome is not None and state.outcome.kind in ("raised", "refused")):
+            if state.died is not None or (
+                state.outcome is not None and state.outcome.kind in ("raised", "refused")
+            ):
                 return rank
         limit = self._limits.hang_timeout_s
         if limit is not None:
@@ -166,9 +173,7 @@ class Supervision:
 
     def _forgive(self, states: Sequence[RankState], first: int) -> None:
         """Finds the rank at fault, and forgives or raises."""
-        settled = time.monotonic() + SETTLE_S
-        while time.monotonic() < settled and not all(state.ended for state in states):
-            states = self._launcher.poll()
+        states = self._settle(states)
         for state in states:
             if state.outcome is not None and state.outcome.kind == "refused":
                 raise state.outcome.value
@@ -190,7 +195,42 @@ class Supervision:
             "restart", number=self._restarts, of=self._limits.max_restarts, because=f"rank {rank} {what}"
         )
 
+    def _settle(self, states: Sequence[RankState]) -> Sequence[RankState]:
+        """Gives the other ranks time to fail too; ends at once when all have ended."""
+        began = time.monotonic()
+        while not all(state.ended for state in states):
+            echo = all(state.outcome.in_collective for state in states if state.outcome is not None)
+            only_echo = echo and not any(state.died for state in states) and any(s.ended for s in states)
+            if time.monotonic() - began > (ECHO_S if only_echo else SETTLE_S):
+                break
+            states = self._launcher.poll()
+        return states
+
     # ---- how many, where, told what ---------------------------------------------------------------------------------
+
+    def _check_capacity(self) -> None:
+        """Refuses a gang that the cluster could not hold; one that has lost machines since waits for them instead."""
+        capacity, least, wanted = self._launcher.capacity(), self._limits.min_ranks, self._limits.ranks
+        if capacity is not None and capacity < least:
+            raise JobError(
+                f"the cluster has room for {capacity} ranks, and the job wants {wanted}, at least {least}",
+                mend="add machines to it, or lower how.ranks or where.min_ranks",
+                key="how.ranks",
+            )
+
+    def _place(self) -> Sequence[Place]:
+        """Places for as many ranks as there is room for, chosen again when the room goes while they are placed."""
+        for _ in range(PLACEMENTS):
+            world = self._choose_world()
+            try:
+                places = self._launcher.place(world)
+            except RoomLost as error:
+                lost = error
+                continue
+            if world < self._limits.ranks:
+                self._event("shrunk", world_size=world, wanted=self._limits.ranks)
+            return places
+        raise lost
 
     def _choose_world(self) -> int:
         """As many ranks as there is room for, waiting a while for the wanted number, longer for the least."""
@@ -200,8 +240,6 @@ class Supervision:
             room = self._launcher.room_for(self._limits.max_ranks)
             waited = time.monotonic() - start
             if room >= wanted or (room >= least and waited > min(5.0, self._limits.resource_patience_s)):
-                if room < wanted:
-                    self._event("shrunk", world_size=room, wanted=wanted)
                 return room
             if waited > self._limits.resource_patience_s:
                 raise EngineLost(
