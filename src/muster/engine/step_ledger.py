@@ -111,13 +111,14 @@ class StepLedger:
     # ---- the exchange -----------------------------------------------------------------------------------------------
 
     def _post(self, entry: _Entry | None, stop: str, checkpoint_due: bool) -> None:
-        vector = torch.full((_HEADER + self._buckets,), -math.inf, dtype=torch.float64)
-        vector[0] = vector[1] = 0.0
-        vector[2], vector[3] = STOP_REASONS.index(stop), float(checkpoint_due)
+        loss, samples = 0.0, 0
+        enters: list[float] = []
         if entry is not None:
-            entry.enters = self._clock.resolve_enters(entry.times)
-            vector[0], vector[1] = float(entry.loss), entry.samples
-            vector[_HEADER : _HEADER + len(entry.enters)] = torch.tensor(entry.enters, dtype=torch.float64)
+            entry.enters = enters = self._clock.resolve_enters(entry.times)
+            loss, samples = float(entry.loss), entry.samples
+        padding = [-math.inf] * (self._buckets - len(enters))
+        values = [loss, samples, STOP_REASONS.index(stop), float(checkpoint_due), *enters, *padding]
+        vector = torch.tensor(values, dtype=torch.float64)
         gathered = torch.empty(self._context.world_size, vector.numel(), dtype=torch.float64)
         work = dist.all_gather(list(gathered), vector, group=self._context.control, async_op=True)
         self._posted.append((entry, gathered, work))
@@ -126,12 +127,12 @@ class StepLedger:
         entry, gathered, work = self._posted.popleft()
         with self._clock.in_a_collective():
             work.wait()
+        losses, samples, stops, due, *enters = zip(*gathered.tolist(), strict=True)
         if entry is not None:
-            self.last_loss = float(gathered[:, 0].sum() / gathered[:, 1].sum())
-            last = gathered[:, _HEADER:].max(dim=0).values.tolist()
-            self._write(entry, last[: len(entry.enters)])
-        stop = STOP_REASONS[int(gathered[:, 2].max())]
-        return Agreement(stop or None, bool(gathered[:, 3].any()))
+            self.last_loss = math.fsum(losses) / sum(samples)
+            self._write(entry, [max(times) for times in enters[: len(entry.enters)]])
+        stop = STOP_REASONS[int(max(stops))]
+        return Agreement(stop or None, any(due))
 
     def _write(self, entry: _Entry, last_enter: list[float]) -> None:
         if not self._tables:

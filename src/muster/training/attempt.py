@@ -90,6 +90,7 @@ def _execute(
             threads=where.threads_per_rank,
             device=device,
             environment=engine.environment() | {MARK_VARIABLE: mark},
+            folder=folder,
         )
         supervision = gang.Supervision(
             launcher, limits, run=run, stop_asked=stop_asked, engine_alive=engine.lost

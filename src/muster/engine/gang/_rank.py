@@ -68,6 +68,7 @@ def run_rank(
     context: RankContext | None = None
     try:
         context = _join(plan, line)
+        context.heartbeat()
         return Outcome("returned", function(context), when_unix_s=time.time())
     except Yielded as gave_way:
         return Outcome("yielded", gave_way.reason, when_unix_s=time.time())

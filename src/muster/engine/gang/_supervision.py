@@ -20,6 +20,7 @@ from muster.errors import EngineLost, JobError, Preempted, RankFailed, Stopped
 
 SETTLE_S = 1.0  # after a first failure, how long to wait for others, to find the one at fault
 ECHO_S = 20.0  # the same where all errors so far echo another rank's end, and a whole node's takes Ray long to notice
+JOIN_S = 60.0  # what a rank may take at least to import torch and to join, which no heartbeat can interrupt
 GROW_EVERY_S = 5.0
 PLACEMENTS = 5  # how often ranks are placed anew when there is less room than it seemed
 
@@ -37,6 +38,8 @@ class Limits:
         threads: kernel threads per rank; None: the cores shared out.
         device: `cpu` or `cuda`.
         resource_patience_s: how long to wait for `min_ranks` before giving up.
+        environment: variables that ranks are given.
+        folder: where ranks of one machine meet; a folder that is removed with the run, so that a kill leaves nothing.
     """
 
     ranks: int
@@ -48,6 +51,7 @@ class Limits:
     device: str = "cpu"
     resource_patience_s: float = 120.0
     environment: dict[str, str] = field(default_factory=dict)
+    folder: Path | None = None
 
 
 class Supervision:
@@ -110,7 +114,7 @@ class Supervision:
         world = len(places)
         if self._run is not None:
             self._run.update(attempt=self._attempt, world_size=world, restarts=self._restarts)
-        with tempfile.TemporaryDirectory(prefix="muster-rendezvous-") as folder:
+        with tempfile.TemporaryDirectory(prefix="muster-rendezvous-", dir=self._limits.folder) as folder:
             self._launcher.start(self._plans(places, Path(folder)), payload)
             self._event("ranks_started", world_size=world, hosts=sorted({place.host for place in places}))
             return self._watch(world)
@@ -165,7 +169,7 @@ class Supervision:
             silent = [
                 (state.beat, rank)
                 for rank, state in enumerate(states)
-                if not state.ended and now - state.beat > limit
+                if not state.ended and now - state.beat > (limit if state.beating else max(limit, JOIN_S))
             ]
             if silent:
                 return min(silent)[1]
