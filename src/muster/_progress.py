@@ -68,7 +68,8 @@ def _watch(run: RunFolder, progress: Any, task: Any, ended: threading.Event) -> 
 def _sentence(kind: str, detail: dict[str, Any]) -> tuple[str, str]:
     """What a person should know of an event while it happens, and its style; empty for the others."""
     if kind == "ranks_started":
-        return f"{detail['world_size']} ranks started on {', '.join(detail['hosts'])}", ""
+        ranks = "1 rank" if detail["world_size"] == 1 else f"{detail['world_size']} ranks"
+        return f"{ranks} started on {', '.join(detail['hosts'])}", ""
     if kind == "resumed":
         return f"resumed at step {detail['step']}", ""
     warnings = {

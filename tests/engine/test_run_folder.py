@@ -84,6 +84,14 @@ def test_a_closing_that_was_cut_short_neither_loses_nor_doubles_rows(run: RunFol
     assert not list(run.tables.glob(".*"))
 
 
+def test_a_run_closed_before_a_column_was_added_can_be_read(run: RunFolder) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"attempt": [0], "step": [7]}), run.tables / "steps.parquet")
+    assert run.table("steps").to_pylist()[0] | {"step": 7, "loss": None} == run.table("steps").to_pylist()[0]
+
+
 def test_the_surviving_lineage_has_each_step_once_on_the_ranks_that_did_it_last() -> None:
     rows = [{"attempt": 0, "rank": rank, "step": step} for step in (1, 2, 3) for rank in (0, 1)]
     rows += [{"attempt": 1, "rank": 0, "step": step} for step in (3, 4)]  # restarted with one rank

@@ -100,8 +100,17 @@ def read_table(folder: Path, table: str) -> pa.Table:
     parts = [pa.Table.from_pylist(list(_read_lines(folder / table)), schema=schema)]
     closed = folder / f"{table}.parquet"
     if closed.exists():
-        parts.insert(0, pq.read_table(closed).select(schema.names).cast(schema))
+        parts.insert(0, _with_all_columns(pq.read_table(closed), schema))
     return pa.concat_tables(parts)
+
+
+def _with_all_columns(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """``rows`` with the columns of ``schema``; one that did not exist when they were written is null."""
+    columns = [
+        rows.column(field.name) if field.name in rows.column_names else pa.nulls(len(rows), field.type)
+        for field in schema
+    ]
+    return pa.table(columns, names=schema.names).cast(schema)
 
 
 def _read_lines(folder: Path) -> Iterator[dict[str, Any]]:
