@@ -11,6 +11,8 @@ import pytest
 
 APPLICATIONS = Path(__file__).parent / "applications"
 sys.path.insert(0, str(APPLICATIONS))
+# The command `muster` of the environment that runs the tests, also where it has not been activated.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 os.environ["PYTHONPATH"] = os.pathsep.join(
     filter(None, [str(APPLICATIONS), os.environ.get("PYTHONPATH", "")])
 )
