@@ -15,10 +15,10 @@ ROUNDS = 32
 def align_clock(context: RankContext, here: Place) -> None:
     """Shifts this rank's clock onto rank 0's, and records the shift and its uncertainty.
 
-    Machines that share rank 0's kernel share its clock: nothing is exchanged and the uncertainty is zero.
+    Ranks on rank 0's machine share its clock: nothing is exchanged and the uncertainty is zero.
     """
     places: list[Any] = [None] * context.world_size
-    dist.all_gather_object(places, here.boot_id, group=context.control)
+    dist.all_gather_object(places, here.machine, group=context.control)
     for peer in range(1, context.world_size):
         if places[peer] == places[0]:
             continue

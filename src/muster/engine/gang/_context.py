@@ -27,12 +27,20 @@ class Yielded(Exception):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a rank's process is, and a port that was free there a moment ago."""
+    """Where a rank's process is, and a port that was free there a moment ago.
+
+    Arguments:
+        host: its name, for people.
+        machine: equal for processes that share a kernel, its clock, a network and a file system.
+        address, port: where the other ranks can reach it.
+        cores: usable there.
+    """
 
     host: str
-    boot_id: str
+    machine: str
     address: str
     port: int
+    cores: int
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,7 @@ class RankPlan:
         device: ``cpu`` or ``cuda``.
         cuda_index: which GPU.
         epoch_unix_s: zero of the run-wide clock.
-        boot_id, shift_s: the launching machine and its clock's shift; ranks on it take the shift as it is.
+        machine, shift_s: the launching machine and its clock's shift; ranks on it take the shift as it is.
         timeout_s: of a collective.
         run: the run folder, or None.
         log: file for what the rank prints, or None.
@@ -64,7 +72,7 @@ class RankPlan:
     device: str
     cuda_index: int
     epoch_unix_s: float
-    boot_id: str
+    machine: str
     shift_s: float
     timeout_s: float
     run: str | None

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from muster.engine.gang._context import Line, Place, RankContext, RankPlan, Yielded
+from muster.engine.hardware import cores
 from muster.errors import MusterError
 
 
@@ -41,12 +42,17 @@ class Outcome:
 
 
 def this_place(address: str = "127.0.0.1") -> Place:
-    """Where this process is, with a free port at ``address``."""
+    """Where this process is, with a free port at ``address``.
+
+    Two containers on one kernel are two machines: neither has the other's loopback or temporary files.
+    """
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    namespaces = [os.stat(f"/proc/self/ns/{kind}").st_ino for kind in ("net", "mnt")]
+    machine = "-".join([boot_id, *map(str, namespaces)])
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
         probe.bind((address, 0))
         port = int(probe.getsockname()[1])
-    return Place(socket.gethostname(), boot_id, address, port)
+    return Place(socket.gethostname(), machine, address, port, cores())
 
 
 def run_rank(
@@ -118,7 +124,7 @@ def _join(plan: RankPlan, line: Line) -> RankContext:
     control = dist.new_group(backend="gloo", timeout=timeout)
     here = this_place()
     shift = plan.shift_s
-    if here.boot_id != plan.boot_id:
+    if here.machine != plan.machine:
         shift = time.time() - plan.epoch_unix_s - time.perf_counter()
     clock = PillarClock(shift, device)
     context = RankContext(plan, line, device=device, clock=clock, control=control)

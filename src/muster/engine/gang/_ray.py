@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 import time
 from collections import Counter
@@ -9,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import cloudpickle
+import psutil
 
 from muster.engine.gang._context import Place, RankPlan
 from muster.engine.gang._launcher import Launcher, RankState, RoomLost
@@ -188,6 +191,11 @@ class _RankActor:
         return this_place(ray.util.get_node_ip_address())
 
     def run(self, plan: RankPlan, function: bytes) -> bytes:
+        if "GLOO_SOCKET_IFNAME" not in plan.environment:
+            # Left alone, Gloo takes the address of the host's name, which is a loopback one in many an /etc/hosts.
+            import ray.util
+
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", _interface_of(ray.util.get_node_ip_address()))
         return _packed(run_rank(plan, cloudpickle.loads(function), self._line))
 
     def pulse(self) -> float | None:
@@ -215,6 +223,16 @@ class _SharedLine:
 
     def asked_to_stop(self) -> str | None:
         return self.reason
+
+
+def _interface_of(address: str) -> str:
+    """The network interface of this machine that has ``address``."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(each.address.partition("%")[0] == address for each in addresses):
+            return name
+    raise EngineLost(
+        f"no network interface of {socket.gethostname()} has the address {address} of its Ray node"
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -14,7 +14,6 @@ import cloudpickle
 from muster.engine.gang._context import Place, RankPlan
 from muster.engine.gang._launcher import Launcher, RankState, RoomLost
 from muster.engine.gang._rank import this_place
-from muster.engine.hardware import cores
 from muster.engine.run_folder import EventLog, RunFolder
 from muster.errors import EngineLost, JobError, Preempted, RankFailed, Stopped
 
@@ -259,17 +258,17 @@ class Supervision:
 
     def _plans(self, places: Sequence[Place], folder: Path) -> list[RankPlan]:
         here = this_place()
-        alone = {place.boot_id for place in places} == {here.boot_id}
+        alone = {place.machine for place in places} == {here.machine}
         rendezvous = f"file://{folder}/store" if alone else f"tcp://{places[0].address}:{places[0].port}"
-        per_host = {
-            boot_id: sum(place.boot_id == boot_id for place in places)
-            for boot_id in {p.boot_id for p in places}
+        per_machine = {
+            machine: sum(place.machine == machine for place in places)
+            for machine in {p.machine for p in places}
         }
         seen: dict[str, int] = {}
         plans = []
         for rank, place in enumerate(places):
-            local_rank = seen.get(place.boot_id, 0)
-            seen[place.boot_id] = local_rank + 1
+            local_rank = seen.get(place.machine, 0)
+            seen[place.machine] = local_rank + 1
             run = self._run
             plans.append(
                 RankPlan(
@@ -278,11 +277,11 @@ class Supervision:
                     leader=local_rank == 0,
                     attempt=self._attempt,
                     rendezvous=rendezvous,
-                    threads=self._limits.threads or max(1, cores() // per_host[place.boot_id]),
+                    threads=self._limits.threads or max(1, place.cores // per_machine[place.machine]),
                     device=self._limits.device,
                     cuda_index=0 if self._launcher.isolates_gpus else local_rank,
                     epoch_unix_s=self._epoch,
-                    boot_id=here.boot_id,
+                    machine=here.machine,
                     shift_s=time.time() - self._epoch - time.perf_counter(),
                     timeout_s=self._limits.hang_timeout_s or 1800.0,
                     run=str(run.path) if run else None,
