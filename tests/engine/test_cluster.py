@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
+import secrets
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 from safetensors.numpy import load_file
 
 from engine import runs
-from engine.two_nodes import TwoNodes, two_nodes
+from engine.two_nodes import LOOPBACK_ONLY, TwoNodes, two_nodes
+from muster.engine.processes import Warded
 from muster.engine.run_folder import RunFolder
+from muster.spec import load_job
 
 pytestmark = [pytest.mark.kill, pytest.mark.slow]
+
+REPOSITORY = Path(__file__).parents[2]
 
 STEPS, BATCH, SAMPLES = 160, 12, 48
 HOW = f"ranks: 2, steps: {STEPS}, batch: {BATCH}, checkpoint_every: 5 steps, hang_timeout: 60s"
@@ -166,3 +175,40 @@ def test_a_killed_run_leaves_nothing_on_the_cluster(cluster: TwoNodes, tmp_path:
         process.communicate()
         runs.wait_until_gone(run)
     assert untouched(cluster, before)
+
+
+def test_the_documented_example_runs(tmp_path: Path) -> None:
+    page = (REPOSITORY / "docs" / "cluster.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    runs.write_job(tmp_path, "app: tests.counting", "ranks: 2, steps: 8, batch: 8", "engine: local")
+    with Warded(secrets.token_hex(5)) as warded:
+        plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        environment = plain | LOOPBACK_ONLY | warded.mark_environment | {"RAY_TMPDIR": str(warded.folder)}
+        done = subprocess.run(
+            [sys.executable, "-c", block],
+            capture_output=True,
+            text=True,
+            env=environment,
+            cwd=tmp_path,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    run = runs.newest(tmp_path / "job.yaml")
+    assert done.stdout.splitlines()[-1] == f"done {run.report_path}"
+    assert {row["world_size"] for row in run.table("steps").to_pylist()} == {2}
+
+
+def test_the_kubernetes_manifest_holds_a_job_that_is_accepted(tmp_path: Path) -> None:
+    manifest = (REPOSITORY / "examples" / "kuberay" / "superres.yaml").read_text()
+    ray_job, config = YAML(typ="safe").load_all(manifest)
+    job = tmp_path / "superres.yaml"
+    job.write_text(config["data"]["superres.yaml"])
+    workers = ray_job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
+    cores = float(workers["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])
+    parsed = load_job(job, ["where.address=10.0.0.1:6379"])
+    assert parsed.how.ranks * parsed.where.cpus_per_rank <= workers["replicas"] * cores
+
+
+def test_the_slurm_script_is_valid_shell() -> None:
+    script = REPOSITORY / "examples" / "slurm" / "superres.sbatch"
+    assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
