@@ -36,6 +36,11 @@ class Agreement:
     stop: str | None = None
     checkpoint: bool = False
 
+    def joined(self, other: Agreement) -> Agreement:
+        """What both have agreed on; the more urgent reason to stop."""
+        stop = max(self.stop or "", other.stop or "", key=STOP_REASONS.index)
+        return Agreement(stop or None, self.checkpoint or other.checkpoint)
+
 
 @dataclass
 class _Entry:
@@ -68,10 +73,15 @@ class StepLedger:
             for table in ("steps", "collectives", "spans")
             if context.run is not None
         }
+        self._begun = -1
+        self._settled = Agreement()
         self.last_loss = math.nan
 
     def begin(self, step: int) -> None:
-        """Begins a step; the one before ends at the same instant."""
+        """Begins a step, unless it has been begun; the one before ends at the same instant."""
+        if self._begun == step:
+            return
+        self._begun = step
         self._clock.begin_step(step, sampled=step <= 3 or step % self._trace_every in (0, 1))
 
     def end(
@@ -91,22 +101,26 @@ class StepLedger:
         stop = self._context.stop_asked or ""
         entry = self._waiting.popleft() if len(self._waiting) > self._lag else None
         self._post(entry, stop, checkpoint_due)
-        return self._read() if len(self._posted) > 1 else Agreement()
+        settled, self._settled = self._settled, Agreement()
+        return settled.joined(self._read()) if len(self._posted) > 1 else settled
 
-    def drain(self) -> None:
-        """Ends the last step and writes all rows that are still due."""
-        self._clock.end_step()
+    def settle(self) -> None:
+        """Writes the rows of all steps that have ended to their files: no checkpoint without its steps on record.
+
+        All ranks must call it together. What the exchanges it reads agree on is told by the next `end`.
+        """
         while self._waiting:
             self._post(self._waiting.popleft(), "", False)
         while self._posted:
-            self._read()
+            self._settled = self._settled.joined(self._read())
         for writer in self._tables.values():
             writer.flush()
 
-    def flush(self) -> None:
-        """Brings the rows written so far to their files."""
-        for writer in self._tables.values():
-            writer.flush()
+    def drain(self) -> None:
+        """Ends the open step and settles."""
+        self._clock.end_step()
+        self._begun = -1
+        self.settle()
 
     # ---- the exchange -----------------------------------------------------------------------------------------------
 

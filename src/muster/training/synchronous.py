@@ -83,7 +83,7 @@ class _Trainer:
         self.metrics = TableWriter(context.run.tables, "metrics", f"rank-{context.rank:05d}")
         self.quality: float | None = None
         self.step = 0
-        self.step = self._restore()
+        self.step = self.saved_step = self._restore()
 
         data = self.application.training_data()
         order = GlobalOrder(len(data), self.how.batch, self.seed)  # type: ignore[arg-type]
@@ -132,9 +132,11 @@ class _Trainer:
             if agreed.stop:
                 self._give_way(agreed.stop)
             interval = self.how.checkpoint_every.steps
-            if agreed.checkpoint or (interval and self.step % interval == 0) or self.step == self.how.steps:
+            if self.step < self.how.steps and (agreed.checkpoint or (interval and self.step % interval == 0)):
+                self.ledger.begin(self.step + 1)  # the step that waits for it
                 self._save()
         self.ledger.drain()
+        self._save()
         self._finish()
         return self.step
 
@@ -263,16 +265,19 @@ class _Trainer:
         return due
 
     def _save(self) -> None:
+        if self.step == self.saved_step:
+            return
+        self.saved_step = self.step
         with self.context.clock.stall("checkpoint"):
+            self.ledger.settle()
             self._share_buffers()
             self.checkpoints.save(self.step, self._state(), self.quality)
-            self.ledger.flush()
         self.quality = None
 
     def _give_way(self, reason: str) -> None:
+        self.ledger.drain()
         self._save()
         self.checkpoints.wait()
-        self.ledger.drain()
         self._together()
         self.context.give_way(reason)
 
