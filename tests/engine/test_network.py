@@ -150,7 +150,7 @@ def test_no_system_call_and_no_listener_goes_beyond_loopback(wired: Namespace, t
     assert process.returncode == 0, errors.decode()
     assert runs.newest(job).status() == "done"
     calls = trace.read_text(errors="replace").splitlines()
-    assert len(heard) >= 5  # the engine's daemons do listen
-    assert sum("connect(" in line and "127.0.0.1" in line for line in calls) >= 20  # and are connected to
     assert outside == set()
     assert beyond_loopback(calls) == []
+    assert len(heard) >= 5  # the engine's daemons do listen, where they may
+    assert sum("connect(" in line and "127.0.0.1" in line for line in calls) >= 20
