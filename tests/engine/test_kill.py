@@ -30,6 +30,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
     return runs.digest(run)
 
 
+def muster(*arguments: str) -> subprocess.Popen[bytes]:
+    """Starts the command line in a process of its own."""
+    return subprocess.Popen(["muster", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
 def killed(job: Path, victim: str, rng: random.Random) -> RunFolder:
     """A run of which one process was killed at a random moment after its first checkpoint; nothing of it is left."""
     process = runs.start(job, "how.max_restarts=0")
@@ -85,9 +90,7 @@ def test_a_killed_rank_is_restarted_without_being_asked(undisturbed: str, tmp_pa
 
 def test_sigterm_saves_and_exits_with_its_code(undisturbed: str, tmp_path: Path) -> None:
     job = runs.write_job(tmp_path, SLOWER, HOW.replace("15 steps", "1h"), "engine: local")
-    process = subprocess.Popen(
-        ["muster", "run", str(job)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ)
-    )
+    process = muster("run", str(job))
     run = runs.newest(job)
     runs.wait_for(run, "first_step")
     process.terminate()
@@ -100,20 +103,13 @@ def test_sigterm_saves_and_exits_with_its_code(undisturbed: str, tmp_path: Path)
 
 def test_ctrl_c_saves_and_stops_and_twice_stops_at_once(undisturbed: str, tmp_path: Path) -> None:
     job = runs.write_job(tmp_path, SLOWER, HOW.replace("15 steps", "1h"), "engine: local")
-    process = subprocess.Popen(
-        ["muster", "run", str(job)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ)
-    )
+    process = muster("run", str(job))
     run = runs.newest(job)
     runs.wait_for(run, "first_step")
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert (process.returncode, run.status()) == (130, "stopped")
-    second = subprocess.Popen(
-        ["muster", "resume", str(run.path)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=dict(os.environ),
-    )
+    second = muster("resume", str(run.path))
     runs.wait_for(run, "first_step", count=2)
     second.send_signal(signal.SIGINT)
     time.sleep(0.05)

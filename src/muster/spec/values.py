@@ -7,6 +7,7 @@ canonical spelling, and parsing that gives an equal value.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, ClassVar, Final, Self
@@ -25,15 +26,20 @@ _BYTES: Final = {
 _LONGEST_MS: Final = 365 * 24 * 3_600_000
 
 
-class _Spelled:
+class _Spelled(ABC):
     """A value that pydantic reads from, and writes as, a string."""
 
     pattern: ClassVar[str]
     expected: ClassVar[str]
 
     @classmethod
+    @abstractmethod
     def parse(cls, text: str) -> Self:
-        raise NotImplementedError
+        """Reads a spelling.
+
+        Raises:
+            ValueError: says what was expected.
+        """
 
     @classmethod
     def _validate(cls, value: Any) -> Self:

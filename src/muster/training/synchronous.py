@@ -70,9 +70,8 @@ class _Trainer:
         model = self.application.build_model().to(context.device, _DTYPES[self.how.precision])
         self.model = model
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", FutureWarning
-            )  # torch 2.13 has another name for it, 2.11 only this one
+            # torch 2.13 has a second name for `broadcast_buffers` and deprecates it; 2.11 has only this one.
+            warnings.simplefilter("ignore", FutureWarning)
             self.replica = DistributedDataParallel(
                 model, gradient_as_bucket_view=True, broadcast_buffers=False
             )
