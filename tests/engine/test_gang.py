@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 import time
 from collections.abc import Callable
 from typing import Any
@@ -125,3 +128,25 @@ def test_ranks_see_the_users_home_and_not_the_engines(engine: Engine) -> None:
 
     homes = engine.run(lambda context: os.environ["HOME"], ranks=2)
     assert homes == [pwd.getpwuid(os.getuid()).pw_dir] * 2
+
+
+def test_what_an_engine_needs_does_not_leak_into_its_process() -> None:
+    """Else another program that this one starts takes the loopback, the private HOME and the token for its own."""
+    script = """
+        import os, sys
+        from muster import gang
+        def main():
+            before = dict(os.environ)
+            with gang.engine(sys.argv[1]) as engine:
+                assert dict(os.environ) == before
+                assert engine.run(lambda context: os.environ["GLOO_SOCKET_IFNAME"], ranks=1) == ["lo"]
+                assert dict(os.environ) == before
+            assert dict(os.environ) == before
+        if __name__ == "__main__":
+            main()
+    """
+    for kind in ("local", "embedded"):
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(script), kind], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr

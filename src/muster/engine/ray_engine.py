@@ -33,8 +33,6 @@ _EMBEDDED: Final = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": _TOKEN,
-    "GLOO_SOCKET_IFNAME": "lo",
-    "TP_SOCKET_IFNAME": "lo",
 }
 
 
@@ -84,12 +82,7 @@ def embedded(cpus: int, folder: Path, mark: dict[str, str]) -> Iterator[Session]
     private = folder / "home"
     private.mkdir(parents=True, exist_ok=True)
     (private / "ray_bootstrap_config.yaml").write_text("provider: {type: local}\n", encoding="utf-8")
-    inherited = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
-    before = dict(os.environ)
-    for name in inherited:  # RAY_ADDRESS and the like are meant for a cluster
-        del os.environ[name]
-    os.environ.update(_EMBEDDED, HOME=str(private), **mark)
-    try:
+    with _environment(_EMBEDDED | {"HOME": str(private)} | mark):
         import ray
 
         try:
@@ -107,13 +100,10 @@ def embedded(cpus: int, folder: Path, mark: dict[str, str]) -> Iterator[Session]
             raise EngineLost(
                 f"Ray could not start on this machine: {error}; `muster doctor` looks for the cause"
             ) from error
-        try:
-            yield Session(ray, True, home, _daemons(ray))
-        finally:
-            ray.shutdown()
+    try:
+        yield Session(ray, True, home, _daemons(ray))
     finally:
-        os.environ.clear()
-        os.environ.update(before)
+        ray.shutdown()
 
 
 @contextmanager
@@ -140,6 +130,23 @@ def cluster(address: str, mark: dict[str, str]) -> Iterator[Session]:
         yield Session(ray, False, os.environ.get("HOME", "/"), ())
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _environment(ours: dict[str, str]) -> Iterator[None]:
+    """What the daemons inherit while they start: ``ours``, and nothing that is meant for a cluster (RAY_ADDRESS ...).
+
+    Afterwards the process has its own environment again: what else it starts is not the engine's.
+    """
+    before = dict(os.environ)
+    for name in [name for name in before if name.startswith("RAY_")]:
+        del os.environ[name]
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _check_loopback() -> None:

@@ -66,6 +66,7 @@ def run_rank(
         line: to its supervisor.
         own_process: whether the process is the rank's alone, so that its signals and output are too.
     """
+    before = dict(os.environ)
     os.environ.update(plan.environment)
     if own_process and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's: it asks for a save first
@@ -90,6 +91,9 @@ def run_rank(
         _leave(context)
         sys.stdout.flush()
         sys.stderr.flush()
+        if not own_process:
+            os.environ.clear()
+            os.environ.update(before)
 
 
 def _print_into(log: str) -> None:
