@@ -1,0 +1,1 @@
+"""Communication: the link, what goes over it, and in which pieces."""

@@ -1,0 +1,1 @@
+"""Compute: precision, memory for time, and what this machine can do at most."""
