@@ -152,6 +152,14 @@ WRONG: dict[str, tuple[str, str, int, str, str, str]] = {
         "17 ranks cannot share a batch of 16",
         "at most 16",
     ),
+    "rank of nothing": (
+        "min_ranks: 1",
+        "cpus_per_rank: 0",
+        20,
+        "where.cpus_per_rank",
+        "neither a core nor a GPU",
+        "above 0",
+    ),
     "cluster without address": (
         "engine: embedded",
         "engine: cluster",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -25,4 +26,5 @@ def command(
         import webbrowser
 
         if not webbrowser.open(path.absolute().as_uri()):
+            print("no browser could be started here; open the file where there is one", file=sys.stderr)
             raise typer.Exit(1)

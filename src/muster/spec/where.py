@@ -85,4 +85,10 @@ class Where(Section):
             raise refuse(
                 "device: cuda without a GPU", mend="set it above 0, or remove the key", key="gpus_per_rank"
             )
+        if self.device != "cuda" and not (self.cpus_per_rank or self.gpus_per_rank or self.memory_per_rank):
+            raise refuse(
+                "ranks that reserve neither a core nor a GPU have no place",
+                mend="set it above 0, or set gpus_per_rank",
+                key="cpus_per_rank",
+            )
         return self
