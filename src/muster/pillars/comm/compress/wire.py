@@ -37,7 +37,7 @@ class Wire:
         """Every rank's ``tensor``, ``[n]`` and equally long everywhere: ``[world_size, n]``."""
         self.sent_bytes += _bytes(tensor) * (self.world_size - 1)
         gathered = tensor.new_empty((self.world_size, tensor.numel()))
-        dist.all_gather_into_tensor(_raw(gathered.view(-1)), _raw(tensor.contiguous()), group=self.group)
+        dist.all_gather([_raw(row) for row in gathered], _raw(tensor.contiguous()), group=self.group)
         return gathered
 
     def all_to_all(self, chunks: Sequence[torch.Tensor], receive: Sequence[int]) -> list[torch.Tensor]:
