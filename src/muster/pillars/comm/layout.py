@@ -175,9 +175,7 @@ def merged(ready_s: Sequence[float], sizes: Sequence[float], at_most: int) -> li
         for position, (ready, size) in enumerate(zip(ready_s, sizes, strict=True))
     ]
     while len(groups) > at_most:
-        waits = [
-            (after[0] - before[0]) * before[1] for before, after in zip(groups, groups[1:], strict=False)
-        ]
+        waits = [(after[0] - before[0]) * before[1] for before, after in pairwise(groups)]
         # A share of the cheapest joins at once keeps this near O(n log n); never two that touch.
         order = np.argsort(waits, kind="stable")
         wanted = max(1, min(len(groups) - at_most, len(groups) // 4))
