@@ -16,7 +16,7 @@ def test_ten_items_are_ten_items_on_any_number_of_ranks(local_engine: Engine, ra
         import torch
 
         model = torch.nn.Linear(1, 1)
-        return evaluate_exact(context, model, list(range(10)), lambda _, item: {"square": float(item**2)})
+        return evaluate_exact(model, list(range(10)), lambda _, item: {"square": float(item**2)})
 
     results = local_engine.run(evaluate, ranks=ranks)
     assert all(result == results[0] for result in results)
@@ -28,7 +28,7 @@ def test_there_may_be_fewer_items_than_ranks(local_engine: Engine) -> None:
     def evaluate(context: RankContext) -> Evaluation:
         import torch
 
-        return evaluate_exact(context, torch.nn.Linear(1, 1), [3.0], lambda _, item: {"value": item})
+        return evaluate_exact(torch.nn.Linear(1, 1), [3.0], lambda _, item: {"value": item})
 
     assert local_engine.run(evaluate, ranks=3)[2].items == [{"value": 3.0}]
 

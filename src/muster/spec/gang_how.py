@@ -86,8 +86,25 @@ class GangHow(How):
     """The most samples that a rank processes at once; gradients of more are accumulated. By default its whole
     share."""
 
-    precision: Literal["fp32", "bf16", "fp64"] = Field(default="fp32", examples=["fp32"])
-    """Arithmetic of the forward and backward pass; bf16 keeps fp32 weights, fp64 is for verification."""
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = Field(default="fp32", examples=["fp32"])
+    """Arithmetic of the forward and backward pass; bf16 and fp16 keep fp32 weights, fp16 scales the loss and skips
+    steps that overflow, fp64 is for verification."""
+
+    channels_last: bool = False
+    """Whether images lie in memory with the channel as the fastest dimension, which many convolution kernels read
+    faster."""
+
+    compile: Literal["off", "on", "auto"] = "off"
+    """``torch.compile`` on the model; ``auto`` measures it at the start and keeps it only where it is faster. Compiling
+    counts as no sign of life: hang_timeout must be longer."""
+
+    activation_checkpointing: bool = False
+    """Whether the model's blocks (children of nn.Sequential or nn.ModuleList) compute their activations again in the
+    backward pass instead of keeping them: less memory, up to a third more compute, equal gradients."""
+
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Decay of an exponential moving average of the weights, such as 0.999; its weights are evaluated and exported
+    instead of the last ones. By default none is kept."""
 
     optimizer: Optimizer = Optimizer()
     """The update rule."""

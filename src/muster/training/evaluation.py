@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-
-from muster.engine.gang import RankContext
 
 
 @dataclass(frozen=True)
@@ -34,29 +33,53 @@ class Evaluation:
 
 
 def evaluate_exact(
-    context: RankContext,
     model: torch.nn.Module,
     items: Sequence[Any],
     evaluate: Callable[[torch.nn.Module, Any], dict[str, float]],
+    group: dist.ProcessGroup | None = None,
+    *,
+    after_each: Callable[[], None] = lambda: None,
+    gathering: AbstractContextManager[object] | None = None,
 ) -> Evaluation:
-    """Evaluates ``items``, shared out over the ranks without padding; the result is the same on all ranks and world sizes.
+    """Evaluates ``items``, shared out over the ranks without padding; for a plain PyTorch loop as well as for Muster's.
+
+    Each item is evaluated by exactly one rank, and the qualities are gathered and averaged in the items' order with
+    correctly rounded sums: all ranks get the same result, and so do all world sizes, to the bit, as far as ``evaluate`` itself
+    computes the same for the same item::
+
+        result = evaluate_exact(model, test_set, lambda model, item: {"accuracy": ...})
+        print(result.means())
 
     Arguments:
-        context: the rank; all ranks must call this together.
-        model: put into evaluation mode for the while.
-        items: any sequence, also one shorter than the number of ranks.
-        evaluate: gives the qualities of one item.
+        model: on this rank, with the same weights and buffers on all; in evaluation mode for the while.
+        items: any sequence, also one shorter than the number of ranks, or empty; the same on all ranks.
+        evaluate: gives the qualities of one item, by name; called without gradients.
+        group: the ranks that share the items and all call this; None: the default group, or this process alone where
+            torch.distributed has not been initialised.
+        after_each: called after each item, such as for a sign of life.
+        gathering: a context in which this rank waits for the others.
+
+    Returns:
+        The qualities of all items.
     """
-    was_training = model.training
+    rank, world_size = 0, 1
+    if group is not None or dist.is_initialized():
+        rank, world_size = dist.get_rank(group), dist.get_world_size(group)
+    was_training = {module: module.training for module in model.modules()}
     model.eval()
     mine: list[tuple[int, dict[str, float]]] = []
-    with torch.no_grad():
-        for index in range(context.rank, len(items), context.world_size):
-            mine.append((index, evaluate(model, items[index])))
-            context.heartbeat()
-    model.train(was_training)
-    gathered: list[list[tuple[int, dict[str, float]]]] = [[] for _ in range(context.world_size)]
-    with context.clock.in_a_collective():
-        dist.all_gather_object(gathered, mine, group=context.control)
+    try:
+        with torch.no_grad():
+            for index in range(rank, len(items), world_size):
+                mine.append((index, evaluate(model, items[index])))
+                after_each()
+    finally:
+        for module, mode in was_training.items():
+            module.training = mode
+    gathered: list[list[tuple[int, dict[str, float]]]] = [mine]
+    if world_size > 1:
+        gathered = [[] for _ in range(world_size)]
+        with gathering or nullcontext():
+            dist.all_gather_object(gathered, mine, group=group)
     by_index = dict(pair for share in gathered for pair in share)
     return Evaluation([by_index[index] for index in range(len(items))])

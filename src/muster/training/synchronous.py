@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import time
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, default_collate
-from torch.utils.flop_counter import FlopCounterMode
 
 from muster.engine.checkpoint import CheckpointStore
 from muster.engine.gang import RankContext
 from muster.engine.records import TableWriter
 from muster.engine.step_ledger import StepLedger
+from muster.errors import JobError
+from muster.pillars.compute import TrafficCounter
+from muster.pillars.compute.gang_peaks import gang_peaks
+from muster.pillars.compute.roofline_record import RooflineRecord
 from muster.spec import load_application, load_job
 from muster.training.application import Application
 from muster.training.evaluation import Evaluation, evaluate_exact
@@ -36,9 +36,8 @@ from muster.training.generators import (
     untouched_generators,
 )
 from muster.training.order import GlobalOrder, RankBatches, SampleKey, SeededSamples
-from muster.training.recipe import make_optimizer, make_schedule
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
+from muster.training.rank_model import RankModel
+from muster.training.warm_up import WarmUp, warm_up
 
 
 def train(context: RankContext) -> int:
@@ -67,17 +66,7 @@ class _Trainer:
         self._prepare_data()
 
         seed_generators(self.seed)
-        model = self.application.build_model().to(context.device, _DTYPES[self.how.precision])
-        self.model = model
-        with warnings.catch_warnings():
-            # torch 2.13 has a second name for `broadcast_buffers` and deprecates it; 2.11 has only this one.
-            warnings.simplefilter("ignore", FutureWarning)
-            self.replica = DistributedDataParallel(
-                model, gradient_as_bucket_view=True, broadcast_buffers=False
-            )
-        self.replica.register_comm_hook(None, context.clock.hook(allreduce_hook))
-        self.optimizer = make_optimizer(model, self.how.optimizer)
-        self.schedule = make_schedule(self.optimizer, self.how.schedule, self.how.steps)
+        self.model = RankModel(context, self.application, self.how)
         self.checkpoints = CheckpointStore(context, context.run.checkpoints, self.how.keep_checkpoints)
         self.metrics = TableWriter(context.run.tables, "metrics", f"rank-{context.rank:05d}")
         self.quality: float | None = None
@@ -95,8 +84,10 @@ class _Trainer:
             first_step=self.step,
             steps=self.how.steps,
         )
-        self.flops_per_sample, buckets = self._warm_up()
-        self.ledger = StepLedger(context, buckets=buckets, trace_every=self.how.trace_every)
+        self.warm = self._warm_up()
+        with context.clock.in_a_collective():
+            self.peaks = gang_peaks(self.how.precision, context.device, context.control)
+        self.ledger = StepLedger(context, buckets=self.warm.buckets, trace_every=self.how.trace_every)
         self.saved_at = time.monotonic()
 
     # ---- the loop -------------------------------------------------------------------------------------------------
@@ -109,20 +100,20 @@ class _Trainer:
         while self.step < self.how.steps:
             self.ledger.begin(self.step + 1)
             loss, samples = self._forward_backward(fetch)
-            with clock.span("optimizer"):
-                learning_rate = float(self.optimizer.param_groups[0]["lr"])
-                self.optimizer.step()
-                self.schedule.step()
-                self.optimizer.zero_grad(set_to_none=False)
+            with clock.span("optimizer"), self._counted(self.step == first):
+                learning_rate = float(self.model.optimizer.param_groups[0]["lr"])
+                overflow = self.model.update()
             self.step += 1
             context.heartbeat()
             agreed = self.ledger.end(
                 loss=loss,
                 samples=samples,
-                flops=self.flops_per_sample * samples,
+                flops=self.warm.flops * samples,
                 learning_rate=learning_rate,
                 checkpoint_due=self._checkpoint_due(),
             )
+            if overflow is not None:
+                self._event("overflow", step=self.step, loss_scale=overflow)
             if self.step == first + 1:
                 self._event("first_step", step=self.step)
             every = self.how.evaluate_every
@@ -146,23 +137,15 @@ class _Trainer:
         total = torch.zeros((), dtype=torch.float64, device=self.context.device)
         for position, size in enumerate(sizes):
             with clock.waiting(), untouched_generators():
-                batch = _moved(next(fetch), self.context.device, _DTYPES[self.how.precision])
+                batch = self.model.moved(next(fetch))
             last = position == len(sizes) - 1
-            with contextlib.nullcontext() if last else self.replica.no_sync():
-                loss = self._loss(batch)
+            with contextlib.nullcontext() if last else self.model.replica.no_sync():
+                loss = self.model.loss(batch)
                 # DistributedDataParallel averages over ranks: weighted so, the sum is the mean over the global batch.
                 with clock.span("backward"):
-                    (loss * (size * self.context.world_size / self.how.batch)).backward()
+                    self.model.backward(loss * (size * self.context.world_size / self.how.batch))
             total += loss.detach().double() * size
         return total, sum(sizes)
-
-    def _loss(self, batch: Any) -> torch.Tensor:
-        kind = self.context.device.type
-        with (
-            self.context.clock.span("forward"),
-            torch.autocast(kind, torch.bfloat16, enabled=self.how.precision == "bf16"),
-        ):
-            return self.application.loss(self.replica, batch)
 
     def _fetcher(self) -> Iterator[Any]:
         workers = self.how.loader_workers
@@ -177,40 +160,50 @@ class _Trainer:
             )
             return iter(loader)
 
-    def _warm_up(self) -> tuple[float, int]:
-        """Passes whose gradients are thrown away; returns FLOPs per sample and the number of gradient buckets.
-
-        DistributedDataParallel rebuilds its buckets after the first backward pass. Having that behind us before the first
-        counted step, after a start and after a resume alike, keeps the order of summation, and so the bits, the same.
-        """
+    def _warm_up(self) -> WarmUp:
         keys: list[SampleKey] = self.batches.of(min(self.step, self.how.steps - 1))[0]
-        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         with untouched_generators():
-            batch = default_collate([self.samples[key] for key in keys])
-            batch = _moved(batch, self.context.device, _DTYPES[self.how.precision])
-            with FlopCounterMode(display=False) as counter, self.replica.no_sync():
-                self._loss(batch).backward()
-            self.context.heartbeat()
-            self._loss(batch).backward()  # the next forward pass rebuilds the buckets
-            self.context.clock.begin_step(0)
-            self._loss(batch).backward()
-            passed = self.context.clock.end_step()
-        with torch.no_grad():
-            for name, buffer in self.model.named_buffers():
-                buffer.copy_(buffers[name])
-        self.optimizer.zero_grad(set_to_none=False)
-        self.context.heartbeat()
-        assert passed is not None
-        return counter.get_total_flops() / len(keys), len(passed.flights)
+            batch = self.model.moved(default_collate([self.samples[key] for key in keys]))
+            found = warm_up(self.context, self.model, batch, len(keys), self.how.compile)
+        if found.trial is not None and not found.decided_before:
+            self._event("compile", world_size=self.context.world_size, **found.trial.as_dict())
+        if found.trial is not None and not found.trial.kept and self.how.compile == "on":
+            raise JobError(
+                f"torch.compile fails here: {found.trial.failure or found.trial.why}",
+                mend="mend that, or set auto or off",
+                key="how.compile",
+            )
+        return found
+
+    @contextlib.contextmanager
+    def _counted(self, first: bool) -> Iterator[None]:
+        """Counts what the first update of the weights reads and writes, and puts the roofline on record."""
+        if not first:
+            yield
+            return
+        with TrafficCounter() as traffic:
+            yield
+        if self.context.rank == 0:
+            RooflineRecord(
+                attempt=self.context.attempt,
+                world_size=self.context.world_size,
+                device=self.context.device.type,
+                compiled=self.warm.trial is not None and self.warm.trial.kept,
+                bytes_per_sample=self.warm.bytes,
+                operators_per_sample=self.warm.operators,
+                bytes_per_update=traffic.bytes,
+                operators_per_update=traffic.operators,
+                peaks=tuple(self.peaks),
+            ).write(self.run_folder.path)
 
     # ---- state ------------------------------------------------------------------------------------------------------
 
     def _state(self) -> dict[str, Any]:
-        model, optimizer = get_state_dict(self.model, self.optimizer)
+        model, optimizer = get_state_dict(self.model.module, self.model.optimizer)
         return {
             "model": model,
             "optimizer": optimizer,
-            "schedule": self.schedule.state_dict(),
+            **self.model.extra_state(),
             "progress": {"step": torch.tensor(self.step), "seed": torch.tensor(self.seed)},
             "generators": {f"rank-{self.context.rank:05d}": generator_states()},
         }
@@ -228,12 +221,12 @@ class _Trainer:
             del state["generators"]
         self.checkpoints.load(newest, state)
         set_state_dict(
-            self.model,
-            self.optimizer,
+            self.model.module,
+            self.model.optimizer,
             model_state_dict=state["model"],
             optim_state_dict=state["optimizer"],
         )
-        self.schedule.load_state_dict(state["schedule"])
+        self.model.load_extra_state(state)
         if same_world:
             restore_generators(state["generators"][f"rank-{self.context.rank:05d}"])
         else:  # a stream of its own for each rank of the new gang, from here on
@@ -243,17 +236,6 @@ class _Trainer:
             "resumed", step=newest.step, world_size=self.context.world_size, written_by=newest.world_size
         )
         return newest.step
-
-    def _share_buffers(self) -> None:
-        """Gives all ranks rank 0's buffers, such as running means.
-
-        They do not influence training, so once before each use is enough, and a broadcast in every forward pass (as
-        DistributedDataParallel would do) is communication that nobody needs.
-        """
-        persistent = self.model.state_dict(keep_vars=True).keys()
-        for name, buffer in self.model.named_buffers():
-            if name in persistent:
-                dist.broadcast(buffer, src=0)
 
     def _checkpoint_due(self) -> bool:
         """Whether, by rank 0's watch, it is time for a checkpoint; all ranks learn of it a step later."""
@@ -269,7 +251,7 @@ class _Trainer:
         self.saved_step = self.step
         with self.context.clock.stall("checkpoint"):
             self.ledger.settle()
-            self._share_buffers()
+            self.model.share_buffers()
             self.checkpoints.save(self.step, self._state(), self.quality)
         self.quality = None
 
@@ -287,8 +269,16 @@ class _Trainer:
         if not len(items):
             return
         with self.context.clock.stall("evaluate"):
-            self._share_buffers()
-            result = evaluate_exact(self.context, self.model, items, self.application.evaluate)
+            self.model.share_buffers()
+            with self.model.result() as model:
+                result = evaluate_exact(
+                    model,
+                    items,
+                    self.application.evaluate,
+                    self.context.control,
+                    after_each=self.context.heartbeat,
+                    gathering=self.context.clock.in_a_collective(),
+                )
         means = result.means()
         self.quality = means.get(self.application.quality) if self.application.quality else None
         if self.context.rank == 0:
@@ -312,15 +302,16 @@ class _Trainer:
         """Leaves the model, its pictures and the last checkpoint."""
         self.checkpoints.wait()
         if self.context.rank == 0:
-            export_model(
-                self.model,
-                self.application.metadata() | {"app": self.job.what.app},
-                self.run_folder.model_path,
-            )
-            self._event("exported", file=self.run_folder.model_path.name)
-            pictures = self.run_folder.path / "pictures"
-            pictures.mkdir(exist_ok=True)
-            self.application.illustrate(self.model, pictures)
+            with self.model.result() as model:
+                export_model(
+                    model,
+                    self.application.metadata() | {"app": self.job.what.app},
+                    self.run_folder.model_path,
+                )
+                self._event("exported", file=self.run_folder.model_path.name)
+                pictures = self.run_folder.path / "pictures"
+                pictures.mkdir(exist_ok=True)
+                self.application.illustrate(model, pictures)
         self.metrics.close()
         self._together()
 
@@ -338,14 +329,3 @@ class _Trainer:
     def _event(self, kind: str, **detail: Any) -> None:
         if self.context.rank == 0 and self.context.events is not None:
             self.context.events(kind, **detail)
-
-
-def _moved(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """A collated batch on ``device``; floating-point tensors in ``dtype``, others as they are."""
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device, dtype if batch.is_floating_point() else None, non_blocking=True)
-    if isinstance(batch, dict):
-        return {key: _moved(value, device, dtype) for key, value in batch.items()}
-    if isinstance(batch, (list, tuple)):
-        return type(batch)(_moved(value, device, dtype) for value in batch)
-    return batch
