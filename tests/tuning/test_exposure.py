@@ -74,7 +74,12 @@ def test_sums_over_collectives_are_the_columns_of_the_steps_and_a_fine_grid_agre
     enters = np.sort(draw.uniform(0.1, 0.5, (ranks, count)), axis=1)
     last = enters.max(axis=0)
     end = 0.0
-    ends = np.array([end := max(end, begin) + took for begin, took in zip(last, draw.uniform(0.01, 0.1, count), strict=True)])
+    ends = np.array(
+        [
+            end := max(end, begin) + took
+            for begin, took in zip(last, draw.uniform(0.01, 0.1, count), strict=True)
+        ]
+    )
     made = []
     for rank in range(ranks):
         buckets = [bucket(i, enters[rank, i], last[i], ends[i]) for i in range(count)]
@@ -111,7 +116,11 @@ def brute_force(buckets: list[Bucket], blocked: tuple[float, float]) -> tuple[An
 
 
 def test_size_classes_count_each_collective_once_for_all_ranks() -> None:
-    buckets = [bucket(0, 0.1, 0.1, 0.2, size=4096), bucket(1, 0.2, 0.2, 0.3, size=4097), bucket(2, 0.3, 0.3, 0.5, size=10_000)]
+    buckets = [
+        bucket(0, 0.1, 0.1, 0.2, size=4096),
+        bucket(1, 0.2, 0.2, 0.3, size=4097),
+        bucket(2, 0.3, 0.3, 0.5, size=10_000),
+    ]
     steps, collectives = tables([(buckets, (0.3, 0.5), 0.0)] * 2)
     small, large = size_classes(steps, collectives, link_time_s=lambda size: size / 1e6)
     assert (small.low, small.high, small.count, small.bytes) == (0, 4096, 1, 4096)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +11,7 @@ import typer
 from muster.cli.options import AsJson, JobPath, Quiet, Settings, print_json
 
 if TYPE_CHECKING:
-    from muster.tuning._scaling import Scaling, ScalePoint
+    from muster.tuning._scaling import ScalePoint, Scaling
     from muster.tuning.scale import Study
 
 EXAMPLES = """\
@@ -23,7 +23,8 @@ A study that was interrupted goes on with the same command."""
 def command(
     job: JobPath,
     ranks: Annotated[
-        str, typer.Option("--ranks", metavar="N,N,...", help="The numbers of ranks to compare, such as 1,2,4.")
+        str,
+        typer.Option("--ranks", metavar="N,N,...", help="The numbers of ranks to compare, such as 1,2,4."),
     ],
     weak: Annotated[bool, typer.Option("--weak", help="Keep the batch of each rank (the default).")] = False,
     strong: Annotated[bool, typer.Option("--strong", help="Keep the global batch.")] = False,
@@ -32,7 +33,9 @@ def command(
     repeats: Annotated[int, typer.Option("--repeats", help="Measurements of each number of ranks.")] = 5,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="DIR", help="The study's folder; by default one among the runs."),
+        typer.Option(
+            "-o", "--output", metavar="DIR", help="The study's folder; by default one among the runs."
+        ),
     ] = None,
     settings: Settings = None,
     quiet: Quiet = False,
@@ -96,7 +99,9 @@ def _measure(study: Study, quiet: bool) -> None:
         task = progress.add_task("measuring", total=total)
 
         def show(point: tuple[int, int], repeat: int) -> None:
-            words = f"{point[0]} rank{'s' * (point[0] > 1)}, batch {point[1]}, repeat {repeat} of {study.repeats}"
+            words = (
+                f"{point[0]} rank{'s' * (point[0] > 1)}, batch {point[1]}, repeat {repeat} of {study.repeats}"
+            )
             progress.update(task, completed=len(scale.finished(study)), description=words)
 
         scale.measure(study, show)
@@ -105,40 +110,49 @@ def _measure(study: Study, quiet: bool) -> None:
 
 def _print(study: Study, found: Sequence[Scaling]) -> None:
     from rich.console import Console
+
+    console = Console(highlight=False)
+    for one in found:
+        kept = "the batch of each rank" if one.mode == "weak" else "the global batch"
+        console.print(f"[bold]{one.mode} scaling[/]: {kept} is kept; {study.steps} steps × {study.repeats}")
+        console.print(
+            _table(("ranks", "batch", "samples/s", "speed-up", "efficiency"), map(_figures, one.points))
+        )
+        shares = ("ranks", "ms/step", "io", "compute", "comm exposed", "idle", "comm hidden")
+        console.print(_table(shares, map(_shares, one.points)))
+        console.print(one.sentence, markup=False, soft_wrap=True)
+        console.print()
+    console.print(f"study: {study.folder}", markup=False, soft_wrap=True)
+    console.print(f"page: {study.page}", markup=False, soft_wrap=True)
+
+
+def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False, soft_wrap=True)
-    for one in found:
-        kept = "the batch of each rank" if one.mode == "weak" else "the global batch"
-        table = Table(
-            title=f"{one.mode} scaling (keeps {kept}), {study.steps} steps × {study.repeats}, medians with 95 % intervals",
-            title_justify="left", title_style="bold", box=None, header_style="bold", padding=(0, 2, 0, 0),
-        )  # fmt: skip
-        for title in (
-            "ranks", "batch", "samples/s", "speed-up", "efficiency", "ms/step", "io", "compute", "comm exposed", "idle"
-        ):  # fmt: skip
-            table.add_column(title, justify="right", no_wrap=True)
-        for point in one.points:
-            table.add_row(*(Text(cell) for cell in _cells(point)))
-        Console(highlight=False).print(table)
-        console.print(one.sentence, markup=False)
-        console.print()
-    console.print(f"study: {study.folder}", markup=False)
-    console.print(f"page: {study.page}", markup=False)
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for title in titles:
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
 
 
-def _cells(point: ScalePoint) -> list[str]:
+def _figures(point: ScalePoint) -> list[str]:
     def between(value: Any, digits: int) -> str:
         return f"{value.median:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
 
-    shares = point.shares
+    speed = between(point.samples_per_s, 1)
     return [
         str(point.ranks),
         str(point.batch),
-        between(point.samples_per_s, 1),
+        speed,
         between(point.speed_up, 2),
         between(point.efficiency, 2),
-        f"{1e3 * point.step_s:.1f}",
-        *(f"{100 * shares[name]:.1f} %" for name in ("io", "compute", "comm", "idle")),
     ]
+
+
+def _shares(point: ScalePoint) -> list[str]:
+    shares = [f"{100 * point.shares[name]:.1f} %" for name in ("io", "compute", "comm", "idle")]
+    hidden = 100 * point.comm_hidden / point.step_s
+    return [str(point.ranks), f"{1e3 * point.step_s:.1f}", *shares, f"{hidden:.1f} %"]

@@ -9,7 +9,6 @@ from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, NumeralTickFo
 
 from muster.report._colours import PILLAR_COLOURS, PILLAR_LABELS, STACKED
 from muster.report._figures import FAINT, INK, blank_figure
-from muster.report._format import data_size
 from muster.tuning._scaling import Scaling
 from muster.tuning._size_classes import SizeClass
 
@@ -53,9 +52,7 @@ def pillars_by_ranks(found: Scaling) -> Any:
     names = [str(point.ranks) for point in found.points]
     data: dict[str, Any] = {"ranks": names}
     data |= {pillar: [1e3 * point.pillars[pillar] for point in found.points] for pillar in STACKED}
-    data |= {
-        f"{pillar}_share": [100 * point.shares[pillar] for point in found.points] for pillar in STACKED
-    }
+    data |= {f"{pillar}_share": [100 * point.shares[pillar] for point in found.points] for pillar in STACKED}
     plot = blank_figure(height=300, x_label="ranks", y_label="ms per step (mean over ranks)", x_range=names)
     plot.y_range.start = 0
     colours = [PILLAR_COLOURS[name] for name in STACKED]
@@ -72,14 +69,16 @@ def pillars_by_ranks(found: Scaling) -> Any:
 
 def size_classes(classes: Sequence[SizeClass]) -> Any:
     """For each size class the seconds that were exposed, waited for the last rank, and hidden, stacked."""
-    names = [f"up to {data_size(each.high)}" if each.high else f"over {data_size(each.low)}" for each in classes]
-    names = [f"{each.kind}, {name}" for each, name in zip(classes, names, strict=True)]
+    names = [f"{each.kind} {each.label}" for each in classes]
     parts = {"exposed": "exposed_s", "waited": "waited_s", "hidden": "hidden_s"}
     colours = [PILLAR_COLOURS["comm"], PILLAR_COLOURS["idle"], PILLAR_COLOURS["compute"]]
     data: dict[str, Any] = {"size": names}
     data |= {part: [1e3 * getattr(each, column) for each in classes] for part, column in parts.items()}
     plot = blank_figure(
-        height=90 + 34 * len(names), x_label="ms per rank over the counted steps", y_label="", y_range=names[::-1]
+        height=90 + 34 * len(names),
+        x_label="ms per rank over the counted steps",
+        y_label="",
+        y_range=names[::-1],
     )
     plot.x_range.start = 0
     plot.xaxis.formatter = NumeralTickFormatter(format="0.[000]")

@@ -37,7 +37,9 @@ def write_scaling_page(study: Study, found: Sequence[Scaling]) -> Path:
     for one in found:
         plots[f"{one.mode} throughput"] = _figures.throughput(one)
         plots[f"{one.mode} steps"] = _figures.pillars_by_ranks(one)
-    return _write(study.page, "scale.html", plots, title=f"{study.job.name}: scaling", study=study, found=found)
+    return _write(
+        study.page, "scale.html", plots, title=f"{study.job.name}: scaling", study=study, found=found
+    )
 
 
 def write_profile_page(profile: Profile) -> Path:
@@ -48,16 +50,22 @@ def write_profile_page(profile: Profile) -> Path:
 
 def _write(path: Path, template: str, plots: dict[str, Any], **content: Any) -> Path:
     script, divisions = components(plots) if plots else ("", {})
-    text = _templates().get_template(template).render(
-        plots={name: Markup(division) for name, division in divisions.items()},
-        plot_script=Markup(script),
-        plot_library=Markup("\n".join(Resources(mode="inline", components=["bokeh"]).js_raw)) if plots else "",
-        order=STACKED,
-        pillar_colours=PILLAR_COLOURS,
-        pillar_labels=PILLAR_LABELS,
-        environment=hardware.environment(),
-        written=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S} UTC",
-        **content,
+    text = (
+        _templates()
+        .get_template(template)
+        .render(
+            plots={name: Markup(division) for name, division in divisions.items()},
+            plot_script=Markup(script),
+            plot_library=Markup("\n".join(Resources(mode="inline", components=["bokeh"]).js_raw))
+            if plots
+            else "",
+            order=STACKED,
+            pillar_colours=PILLAR_COLOURS,
+            pillar_labels=PILLAR_LABELS,
+            environment=hardware.environment(),
+            written=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S} UTC",
+            **content,
+        )
     )
     draft = path.with_name(f".{path.name}.tmp")
     draft.write_text(text, encoding="utf-8")

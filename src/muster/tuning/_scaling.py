@@ -19,12 +19,17 @@ from muster.tuning._measured import PILLARS, StepTimes
 #: A step that is longer than the ideal one by less is said to scale.
 NEGLIGIBLE: Final = 0.02
 
+_SUBJECT: Final = {
+    "io": "Waiting for data",
+    "compute": "Compute",
+    "comm": "Exposed communication",
+    "idle": "Waiting for the slowest rank",
+}
 _CAUSE: Final = {
-    "io": "waiting for data: the ranks draw on one source",
-    "compute": "compute: the same work takes longer, as when ranks share cores, caches or memory bandwidth, or when "
-    "a share of the batch becomes too small to be efficient",
-    "comm": "exposed communication",
-    "idle": "waiting for the slowest rank",
+    "io": "the ranks draw on one source of data",
+    "compute": "ranks share cores, caches or memory bandwidth, or a share of the batch has become too small to be efficient",
+    "comm": "`muster profile` shows which messages",
+    "idle": "the ranks' steps are uneven",
 }
 
 
@@ -138,6 +143,6 @@ def _limit(mode: str, points: Sequence[ScalePoint]) -> tuple[str | None, str]:
         return None, f"{opening} is {efficiency}: nothing limits it at this size."
     limit = max(PILLARS, key=lambda name: last.lost[name])
     return limit, (
-        f"{opening} is {efficiency}; {_CAUSE[limit]} accounts for {1e3 * last.lost[limit]:.3g} ms "
-        f"of the {1e3 * lost:.3g} ms by which a step is longer than with perfect scaling ({1e3 * ideal:.3g} ms)."
+        f"{opening} is {efficiency}. {_SUBJECT[limit]} accounts for {1e3 * last.lost[limit]:.3g} ms of the "
+        f"{1e3 * lost:.3g} ms by which a step is longer than with perfect scaling ({1e3 * ideal:.3g} ms): {_CAUSE[limit]}."
     )

@@ -45,6 +45,12 @@ class SizeClass:
     link_bytes_per_s: float | None = None
 
     @property
+    def label(self) -> str:
+        """Its range of sizes, such as ``≤ 1 MiB``."""
+        size, sign = (self.low, ">") if self.high is None else (self.high, "≤")
+        return f"{sign} {size >> 20} MiB" if size >= 2**20 else f"{sign} {size >> 10} KiB"
+
+    @property
     def achieved(self) -> float | None:
         """Share of the link's bandwidth, or None."""
         if self.bytes_per_s is None or not self.link_bytes_per_s:

@@ -203,7 +203,9 @@ def _check_folder(study: Study, digest: str) -> None:
 
 def finished(study: Study) -> dict[tuple[Point, int], RunFolder]:
     """The measurements that are on record."""
-    wanted = {f"r{ranks}-b{batch}-{repeat}": ((ranks, batch), repeat) for (ranks, batch), repeat in study.order()}
+    wanted = {
+        f"r{ranks}-b{batch}-{repeat}": ((ranks, batch), repeat) for (ranks, batch), repeat in study.order()
+    }
     found = {}
     for run in RunFolder.list(study.folder / "points"):
         state = run.state()
@@ -246,7 +248,9 @@ def _locked(study: Study) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunLocked(f"another process works on the study in {study.folder}; stop that one first") from None
+            raise RunLocked(
+                f"another process works on the study in {study.folder}; stop that one first"
+            ) from None
         stated = {
             "format": FORMAT,
             "job": study.job.name,
