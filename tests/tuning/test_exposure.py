@@ -1,4 +1,4 @@
-"""Every blocked moment belongs to one collective, checked by hand, on a fine time grid, and against the columns of `steps`."""
+"""Every blocked moment belongs to one collective: by hand, on a fine time grid, and summing to the columns of `steps`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Columns = dict[str, Any]
 
 
 def tables(ranks: list[tuple[list[Bucket], tuple[float, float], float]]) -> tuple[Columns, Columns]:
-    """`steps` and `collectives` of one step, as the pillar clock books it: per rank its buckets, when it was blocked, its stall."""
+    """Tables of one step, as the pillar clock books it: of each rank its buckets, when it was blocked, its stall."""
     steps: list[dict[str, Any]] = []
     collectives: list[dict[str, Any]] = []
     for rank, (buckets, blocked, stall) in enumerate(ranks):

@@ -79,6 +79,8 @@ def _print(found: Profile) -> None:
         console.print(
             f"link: {found.link_bytes_per_s / 1e6:.4g} MB/s for large all-reduces, alone", soft_wrap=True
         )
+    if found.roofline is not None:
+        console.print(f"roofline: {found.roofline.sentence}", markup=False, soft_wrap=True)
     console.print()
     console.print(found.verdict.sentence, style="bold", markup=False, soft_wrap=True)
     console.print(f"page: {found.page}", markup=False, soft_wrap=True)

@@ -83,10 +83,11 @@ def _carried_out(begins: Floats, ends: Floats, blocked_from: float) -> tuple[Flo
     first, some = in_flight.argmax(axis=0), in_flight.any(axis=0)
     early = some & (middle < blocked_from)
     count = ends.size
-    return (
-        np.bincount(first[some], weights=length[some], minlength=count),
-        np.bincount(first[early], weights=length[early], minlength=count),
+    every, before = (
+        np.bincount(first[chosen], weights=length[chosen], minlength=count).astype(np.float64)
+        for chosen in (some, early)
     )
+    return every, before
 
 
 def _overlap(begin: Floats, end: Floats, low: float, high: float) -> Floats:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, NumeralTickFormatter, Whisker
+from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, NumeralTickFormatter
+from bokeh.models.annotations import Whisker
 
 from muster.report._colours import PILLAR_COLOURS, PILLAR_LABELS, STACKED
 from muster.report._figures import FAINT, INK, blank_figure

@@ -30,8 +30,8 @@ class StepTimes:
         step_s: mean duration.
         pillars: seconds per step and pillar, mean over ranks and steps.
         comm_hidden: seconds per step of communication behind computation, part of ``compute``; mean alike.
-        critical: as ``pillars``, of the rank alone that the others waited for in each step, which is the one with the least idle
-            time: what these are reduced by shortens the step.
+        critical: as ``pillars``, of the rank alone that the others waited for in each step, the one with the
+            least idle time: what these are reduced by shortens the step.
         slowest: how large a part of the steps one and the same rank was that one, 0 to 1, and which.
     """
 

@@ -1,8 +1,8 @@
 """Speed-up, efficiency and what is lost on the way, from repeated measurements; pure arithmetic.
 
-*Weak* scaling keeps the batch of each rank, *strong* scaling the global batch; in both, the speed-up is the ratio of samples per
-second to those of the fewest ranks, and the efficiency is that ratio over the ratio of ranks. Ratios are taken within a repeat,
-whose measurements were made close together, so that a slow hour of the machine cancels.
+*Weak* scaling keeps the batch of each rank, *strong* scaling the global batch; in both, the speed-up is the ratio of
+samples per second to those of the fewest ranks, and the efficiency is that ratio over the ratio of ranks. Ratios are
+taken within a repeat, whose measurements were made close together, so that a slow hour of the machine cancels.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SUBJECT: Final = {
 }
 _CAUSE: Final = {
     "io": "the ranks draw on one source of data",
-    "compute": "ranks share cores, caches or memory bandwidth, or a share of the batch has become too small to be efficient",
+    "compute": "ranks share cores, caches or memory bandwidth, or a share of the batch is too small to be efficient",
     "comm": "`muster profile` shows which messages",
     "idle": "the ranks' steps are uneven",
 }
@@ -73,7 +73,8 @@ class Scaling:
     Arguments:
         mode: ``weak`` or ``strong``.
         points: fewest ranks first.
-        limit: the pillar that accounts for most of what the most ranks lose to perfect scaling; None where next to nothing is lost.
+        limit: the pillar that accounts for most of what the most ranks lose to perfect scaling; None where next to
+            nothing is lost.
         sentence: the same in words.
     """
 

@@ -83,7 +83,7 @@ def size_classes(
         mine = np.array([each == label for each in labels])
         size = collectives["bytes"][mine]
         service = float(costs.service[mine].sum()) / ranks
-        total = int(round(float(size.sum()) / ranks))
+        total = round(float(size.sum()) / ranks)
         expected = None
         if link_time_s is not None and kind == "all_reduce":
             expected = sum(link_time_s(int(each)) for each in size) / ranks

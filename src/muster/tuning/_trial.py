@@ -19,8 +19,9 @@ def trial_steps(steps: int) -> int:
 def trial_job(job: Job, *, name: str, steps: int, changes: Mapping[str, Any] | None = None) -> Job:
     """The job as a trial runs it.
 
-    Checkpoints and evaluations are left to the end of the run, a failure is not mended by a restart, the number of ranks stays what
-    it is, and the learning rate is constant (a warm-up is kept as far as it fits): none of it is part of a step's time.
+    Checkpoints and evaluations are left to the end of the run, a failure is not mended by a restart, the number of
+    ranks stays what it is, and the learning rate is constant (a warm-up is kept as far as it fits): none of it is
+    part of a step's time.
 
     Arguments:
         job: what is tried.

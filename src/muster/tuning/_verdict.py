@@ -1,8 +1,8 @@
 """What limits a job, from its measured step, and what would mend it, in one line.
 
-Compute is what the user wants; all else is loss. So a job is said to be limited by its largest loss where that is a tenth of the
-step or more, and by compute otherwise. Losses are those of the rank that the others waited for in each step: a slow loader on one
-rank shows as `idle` on all others, and mending that would be mending nothing.
+Compute is what the user wants; all else is loss. So a job is said to be limited by its largest loss where that is a
+tenth of the step or more, and by compute otherwise. Losses are those of the rank that the others waited for in each
+step: a slow loader on one rank shows as `idle` on all others, and mending that would be mending nothing.
 """
 
 from __future__ import annotations

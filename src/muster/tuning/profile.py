@@ -9,8 +9,11 @@ from typing import Any
 
 from muster.engine.run_folder import RunFolder
 from muster.errors import RefusedInput
+from muster.pillars.compute.roofline import Placement
+from muster.pillars.compute.roofline_record import RooflineRecord
 from muster.spec import Job, load_job, located
 from muster.spec.preflight import preflight
+from muster.tuning._exposure import Columns
 from muster.tuning._measured import StepTimes, counted, step_times
 from muster.tuning._probes import Probed, probe
 from muster.tuning._size_classes import SizeClass, size_classes
@@ -29,6 +32,7 @@ class Profile:
         times: of the counted steps.
         classes: its collectives by size class, over the counted steps.
         probed: its loader and its link by themselves.
+        roofline: where a rank's median step stands under this machine's roofline; None where the run recorded none.
         verdict: what limits it.
     """
 
@@ -38,6 +42,7 @@ class Profile:
     times: StepTimes
     classes: tuple[SizeClass, ...]
     probed: Probed
+    roofline: Placement | None
     verdict: Verdict
 
     @property
@@ -80,6 +85,7 @@ class Profile:
                 "bytes": list(link.curves["all_reduce"].bytes),
                 "all_reduce_s": list(link.curves["all_reduce"].seconds),
             },
+            "roofline": None if self.roofline is None else self.roofline.as_dict(),
             "verdict": asdict(self.verdict),
         }
 
@@ -131,11 +137,22 @@ def analyse(job: Job, folder: RunFolder, probed: Probed) -> Profile:
     times, link = step_times(steps), probed.link
     link_time = None if link is None else (lambda size: link.seconds("all_reduce", size))
     classes = size_classes(steps, collectives, link_time) if times.ranks > 1 else ()
+    record = RooflineRecord.read(folder.path)
+    roofline = None if record is None else record.placement(_rows(steps))
     facts = Facts(
         job=job,
         times=times,
         classes=classes,
         loader_samples_per_s=probed.loader_samples_per_s,
         link_bytes_per_s=None if link is None else link.bytes_per_second("all_reduce"),
+        bound="" if roofline is None else roofline.bound,
     )
-    return Profile(job.name, job, folder, times, classes, probed, verdict(facts))
+    return Profile(job.name, job, folder, times, classes, probed, roofline, verdict(facts))
+
+
+def _rows(steps: Columns) -> list[dict[str, Any]]:
+    names = ("world_size", "step", "samples", "flops", "compute")
+    return [
+        dict(zip(names, row, strict=True))
+        for row in zip(*(steps[name].tolist() for name in names), strict=True)
+    ]
