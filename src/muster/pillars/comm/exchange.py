@@ -2,10 +2,10 @@
 
 Every rank has one communication thread and a process group of its own. Buckets go to the thread in the order in which
 DistributedDataParallel hands them out, which is the same on all ranks, and the thread finishes one before it begins the
-next. A compressor may therefore use several blocking collectives: they can meet only their own on the other ranks. torch's
-own PowerSGD hook chains its collectives by callbacks instead, so those of different buckets start in whatever order
-earlier ones end; Gloo matches collectives by the order in which they were started, and ranks that started them in different
-orders wait for each other forever.
+next. A compressor may therefore use several blocking collectives: they can meet only their own on the other ranks.
+torch's own PowerSGD hook chains its collectives by callbacks instead, so those of different buckets start in whatever
+order earlier ones end; Gloo matches collectives by the order in which they were started, and ranks that started them in
+different orders wait for each other forever.
 """
 
 from __future__ import annotations
@@ -128,7 +128,8 @@ class Exchange:
         """The hook to register with DistributedDataParallel; returns at once.
 
         Raises:
-            MusterError: the exchange has failed before, or is closed. A failure in the thread itself fails the future, and so
+            MusterError: the exchange has failed before, or is closed. A failure in the thread itself fails the future,
+            and so
                 the backward pass, with a text that names bucket and rank.
         """
         if self.failure is not None:
@@ -286,9 +287,10 @@ class Exchange:
         """What a resumed run needs to go on with the same bits; copies, of this rank. Call it between backward passes.
 
         Returns:
-            ``world_size`` and ``rank``; ``parameters``: by name the ``compressor`` and its tensors (``residual``: 1-D, in the
-            order of the parameter's elements in memory); ``buckets``: what means something for one bucket only. Another
-            bucket layout can take up the first part, another world size what `exchange_state.reshard` makes of it.
+            ``world_size`` and ``rank``; ``parameters``: by name the ``compressor`` and its tensors (``residual``: 1-D,
+            in the order of the parameter's elements in memory); ``buckets``: what means something for one bucket only.
+            Another bucket layout can take up the first part, another world size what `exchange_state.reshard` makes of
+            it.
         """
         self.wait()
         every = self._carried.copy()

@@ -43,7 +43,7 @@ class Carried:
             self.buckets[_bucket_key(names, compressor_name)] = _cloned(state.bucket)
 
     def give(self, names: tuple[str, ...], compressor_name: str, compressor: Compressor) -> None:
-        """Gives a new compressor what its parameters have; a residual that it has no place for is owed to the next gradient."""
+        """Gives a new compressor what its parameters have; a residual it has no place for is owed to the next gradient."""
         keeps = compressor.state()
         parts = []
         for name, part, kept in zip(names, compressor.parts, keeps.parts, strict=True):
@@ -115,9 +115,10 @@ class Carried:
 def reshard(states: Sequence[Mapping[str, Any]], rank: int, world_size: int) -> dict[str, Any]:
     """One rank's state for another world size, from the states of all old ranks.
 
-    What the ranks have not sent yet is worth the mean of their residuals. New rank r takes the residuals of the old ranks r,
-    r + W', r + 2W' ... times W'/W (old world size W, new W'), so that mean is kept and each old state is read once. State that
-    is equal on all ranks is taken over; what belongs to one rank or one bucket (thresholds, partitions) begins afresh.
+    What the ranks have not sent yet is worth the mean of their residuals. New rank r takes the residuals of the old
+    ranks r, r + W', r + 2W' ... times W'/W (old world size W, new W'), so that mean is kept and each old state is read
+    once. State that is equal on all ranks is taken over; what belongs to one rank or one bucket (thresholds, partitions)
+    begins afresh.
 
     Arguments:
         states: of all old ranks, in order of rank.

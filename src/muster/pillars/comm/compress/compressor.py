@@ -1,8 +1,8 @@
 """The contract of a compressor: how one bucket of gradients becomes its mean over ranks with fewer bytes on the wire.
 
 A compressor is made for one bucket and one rank, lives as long as the bucket's layout does, and is called once per step,
-always from the exchange's communication thread, always in the same order on all ranks. It may therefore use as many blocking
-collectives as it likes. What it leaves in the bucket must be the same bits on all ranks.
+always from the exchange's communication thread, always in the same order on all ranks. It may therefore use as many
+blocking collectives as it likes. What it leaves in the bucket must be the same bits on all ranks.
 
 A third party adds one by subclassing `Compressor` and naming the class in the entry-point group ``muster.compressors``.
 """

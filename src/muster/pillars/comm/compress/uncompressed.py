@@ -14,8 +14,8 @@ from muster.pillars.comm.compress.wire import Wire
 class Uncompressed(Compressor):
     """The mean in the bucket's own dtype.
 
-    The bucket is divided first and summed then, as DistributedDataParallel does, so the bits are those of training without a
-    hook.
+    The bucket is divided first and summed then, as DistributedDataParallel does, so the bits are those of training
+    without a hook.
     """
 
     name = "none"

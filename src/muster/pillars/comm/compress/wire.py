@@ -60,9 +60,10 @@ class Wire:
         )
         return list(arrived.split(list(receive)))
 
-    def swap(self, peer: int, tensor: torch.Tensor | None, receive: int, dtype: torch.dtype) -> torch.Tensor:
+    def swap(
+        self, peer: int, tensor: torch.Tensor | None, receive: int, dtype: torch.dtype, device: torch.device
+    ) -> torch.Tensor:
         """Sends a 1-D tensor to ``peer`` (or nothing) and receives ``receive`` elements of ``dtype`` from it."""
-        device = tensor.device if tensor is not None else None
         arrived = torch.empty(receive, dtype=dtype, device=device)
         # NCCL numbers peers by their global rank too, hence the translation.
         group = self.group if self.group is not None else dist.group.WORLD
