@@ -14,7 +14,7 @@ the selected indices, so that owners get equally many pairs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -117,9 +117,7 @@ class OkTopK(FeedbackCompressor):
         """Sends every rank the pairs in its region; returns the sum over this rank's, dense: ``[length of the region]``."""
         cuts = torch.searchsorted(chosen, torch.tensor(edges, device=chosen.device)).tolist()
         values = self.residual[chosen]
-        messages = [
-            pack(chosen[begin:end], values[begin:end]) for begin, end in zip(cuts, cuts[1:], strict=False)
-        ]
+        messages = [pack(chosen[begin:end], values[begin:end]) for begin, end in pairwise(cuts)]
         lengths = torch.tensor(
             [len(message) for message in messages], device=chosen.device, dtype=torch.int32
         )
@@ -160,7 +158,7 @@ class OkTopK(FeedbackCompressor):
             message = pack(
                 torch.cat([piece[0] for piece in pieces]), torch.cat([piece[1] for piece in pieces])
             )
-            counts = [end - begin for begin, end in zip(shares, shares[1:], strict=False)]
+            counts = [end - begin for begin, end in pairwise(shares)]
         gathered = wire.all_to_all([message] * ranks, [pair * count for count in counts])
         everything = [unpack(piece, self.dtype) for piece in gathered]
         return torch.cat([piece[0] for piece in everything]), torch.cat([piece[1] for piece in everything])
