@@ -16,17 +16,24 @@ from muster.pillars.io.sources._decoders import (
     register_decoder,
 )
 from muster.pillars.io.sources._folder import Folder
+from muster.pillars.io.sources._mosaic import MosaicShards
 from muster.pillars.io.sources._npy import Npy
+from muster.pillars.io.sources._open import open_source
+from muster.pillars.io.sources._parquet import Parquet
 from muster.pillars.io.sources._source import Place, Source
 from muster.pillars.io.sources._webdataset import WebDatasetTar
+from muster.pillars.io.sources._zarr import Zarr
 
 __all__ = [
     "Folder",
     "IMAGE_EXTENSIONS",
+    "MosaicShards",
     "Npy",
+    "Parquet",
     "Place",
     "Source",
     "WebDatasetTar",
+    "Zarr",
     "decode_array",
     "decode_image",
     "decode_integer",
@@ -34,5 +41,6 @@ __all__ = [
     "decode_safetensors",
     "decode_tensors",
     "decode_text",
+    "open_source",
     "register_decoder",
 ]

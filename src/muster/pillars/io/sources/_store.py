@@ -111,7 +111,7 @@ class Store:
             cause = error.__cause__ or error  # fsspec's HTTP calls every failure a missing file
             if isinstance(cause, FileNotFoundError) or getattr(cause, "status", None) == 404:
                 raise DataError(f"{self.shown(path)}: no such file") from error
-            raise _store_error(f"{self.shown(path)}: {_reason(cause)}", cause) from error
+            raise store_error(f"{self.shown(path)}: {_reason(cause)}", cause) from error
         return self._stored_file(path, info)
 
     def _stored_file(self, path: str, info: dict[str, Any]) -> StoredFile:
@@ -144,7 +144,7 @@ class Store:
         except FileNotFoundError:
             raise DataError(f"{self.shown(root)}: no such folder") from None
         except Exception as error:
-            raise _store_error(f"{self.shown(root)}: {_reason(error)}", error) from error
+            raise store_error(f"{self.shown(root)}: {_reason(error)}", error) from error
         files, folders = {}, []
         for name, info in found.items():
             if name.rstrip("/") == root:
@@ -156,6 +156,20 @@ class Store:
         if not found or (not files and not folders and not filesystem.isdir(root)):
             raise DataError(f"{self.shown(root)}: no such folder, or nothing in it")
         return files, folders
+
+    def children(self) -> list[str]:
+        """The paths of what lies directly in the root.
+
+        Raises:
+            DataError: there is no such folder.
+            OSError: the store failed.
+        """
+        try:
+            return [str(path) for path in self._filesystem().ls(self.root, detail=False)]
+        except (FileNotFoundError, NotADirectoryError):
+            raise DataError(f"{self.shown(self.root)}: no such folder") from None
+        except Exception as error:
+            raise store_error(f"{self.shown(self.root)}: {_reason(error)}", error) from error
 
     def glob(self, pattern: str) -> list[str]:
         """The files whose paths match a shell pattern, in sorted order."""
@@ -183,7 +197,7 @@ class Store:
             if getattr(error, "status", None) == 412:
                 raise self._changed(file) from error
             where = f"{self.shown(file.path)}, bytes {begin} to {end}"
-            raise _store_error(f"{where}: {_reason(error)}", error) from error
+            raise store_error(f"{where}: {_reason(error)}", error) from error
         if len(stored) != end - begin:
             if self.stat(file.path).size != file.size:
                 raise self._changed(file)
@@ -235,6 +249,10 @@ class Store:
             raise DataError(f"{self.protocol}://: {error}") from error
         except ValueError as error:
             raise DataError(f"{self.protocol}://: fsspec knows no such protocol") from error
+        return kind(skip_instance_cache=True, **self.filesystem_options())
+
+    def filesystem_options(self) -> dict[str, Any]:
+        """What fsspec's file system is made with: the options given, and the patience."""
         options = dict(self.options)
         if self.protocol in ("http", "https"):
             import aiohttp
@@ -247,7 +265,7 @@ class Store:
         elif self.protocol in ("s3", "s3a"):
             patience_s = {"connect_timeout": self.timeout_s, "read_timeout": self.timeout_s}
             options["config_kwargs"] = patience_s | options.get("config_kwargs", {})
-        return kind(skip_instance_cache=True, **options)
+        return options
 
 
 async def _http_session(**arguments: Any) -> Any:
@@ -273,7 +291,7 @@ def _reason(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _store_error(message: str, error: BaseException) -> OSError:
+def store_error(message: str, error: BaseException) -> OSError:
     """An OSError of the nearest kind; the libraries under fsspec have errors that are none."""
     for kind in (FileNotFoundError, PermissionError, TimeoutError, ConnectionError):
         if isinstance(error, kind):
