@@ -237,8 +237,15 @@ def measure(study: Study, on_point: Callable[[Point, int], None] = lambda point,
                 shutil.rmtree(left)
             done = run(study.jobs[point].model_copy(update={"name": name}), progress=False)
             counted(done.folder)  # refuses here, not when everything has been measured, what recorded no step
-            for checkpoint in done.folder.checkpoints.iterdir():
-                shutil.rmtree(checkpoint)
+            _forget_weights(done.folder)
+        for measured in finished(study).values():
+            _forget_weights(measured)  # where a kill came in between
+
+
+def _forget_weights(run: RunFolder) -> None:
+    """A study wants the tables of its runs; the checkpoints of many would fill the disk."""
+    for checkpoint in run.checkpoints.iterdir():
+        shutil.rmtree(checkpoint)
 
 
 @contextlib.contextmanager
