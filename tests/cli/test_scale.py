@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report.browser import opened
 
 from engine import runs
 from muster.engine.processes import mark_of
 from muster.engine.run_folder import RunFolder
 from muster.spec.machine import cores
+from report.browser import opened
 
 Muster = Callable[..., Any]
 
@@ -28,7 +28,10 @@ HOW = "steps: 1000, batch: 8, ranks: 2, schedule: {warmup: 100}, checkpoint_ever
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--ranks", "1,two"], "--ranks: found '1,two'; expected different whole numbers from 1, such as 1,2,4"),
+        (
+            ["--ranks", "1,two"],
+            "--ranks: found '1,two'; expected different whole numbers from 1, such as 1,2,4",
+        ),
         (["--ranks", "0,1"], "--ranks: found '0,1'; expected different whole numbers from 1, such as 1,2,4"),
         (["--ranks", "2,2"], "--ranks: found '2,2'; expected different whole numbers from 1, such as 1,2,4"),
         (["--ranks", "1", "--steps", "1"], "--steps: found 1; expected at least 2 steps to measure"),
@@ -39,8 +42,9 @@ HOW = "steps: 1000, batch: 8, ranks: 2, schedule: {warmup: 100}, checkpoint_ever
         ),
         (
             ["--ranks", "1", "--set", "how.batch=9"],
-            "--weak: how.batch (9) is no multiple of how.ranks (2), so no batch per rank can be kept; set how.batch to
-        8", ),
+            "--weak: how.batch (9) is no multiple of how.ranks (2), so no batch per rank can be kept; "
+            "set how.batch to 8",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_sentence_before_anything_starts(
@@ -78,7 +82,19 @@ def killed_and_continued(tmp_path_factory: pytest.TempPathFactory) -> Iterator[t
     folder = tmp_path_factory.mktemp("study")
     job = runs.write_job(folder, WHAT, HOW, "engine: local")
     study = folder / "study"
-    command = ["muster", "scale", str(job), "--ranks", "1,2", "--both", "--steps", "6", "--repeats", "1", "--json"]
+    command = [
+        "muster",
+        "scale",
+        str(job),
+        "--ranks",
+        "1,2",
+        "--both",
+        "--steps",
+        "6",
+        "--repeats",
+        "1",
+        "--json",
+    ]
     command += ["-o", str(study)]
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 150
@@ -90,7 +106,7 @@ def killed_and_continued(tmp_path_factory: pytest.TempPathFactory) -> Iterator[t
     first.wait()
     again = subprocess.run(command, capture_output=True, text=True, check=False, timeout=150)
     assert again.returncode == 0, again.stderr
-    yield study, done, again
+    return study, done, again
 
 
 def _done(study: Path) -> set[str]:
@@ -104,7 +120,9 @@ def test_a_killed_study_goes_on_from_what_it_has_measured(
     after = _done(study)
     assert before < after
     assert len(before) == 2
-    assert len(after) == 3  # one rank with 4 and with 8 samples, two ranks with 8: weak and strong share the last
+    assert (
+        len(after) == 3
+    )  # one rank with 4 and with 8 samples, two ranks with 8: weak and strong share the last
     assert len(RunFolder.list(study / "points")) == 3  # what was cut short is gone
     assert "2 of 3 measurements are on record" in again.stderr
     for run in RunFolder.list(study / "points"):
