@@ -62,16 +62,30 @@ class ChimeraExecutor:
 
     def run(self, batch: Tensor | None, target: Tensor | None) -> Tensor | None:
         """One step: gradients are added to the parameters'; returns this rank's part of the loss, if it has a last stage."""
+        earlier = self._pair.set_gradients_aside()
+        loss = self._carry_out(batch, target, "FB")
+        self._pair.exchange()
+        self._pair.add(earlier)
+        return loss
+
+    def evaluate(self, batch: Tensor | None, target: Tensor | None) -> Tensor | None:
+        """The forward half of a step, without gradients; returns as `run`."""
+        with torch.no_grad():
+            return self._carry_out(batch, target, "F")
+
+    def _carry_out(self, batch: Tensor | None, target: Tensor | None, kinds: str) -> Tensor | None:
         micro_batches = self._schedule.micro_batches
         self._inputs = () if batch is None else batch.chunk(micro_batches)
         self._targets = () if target is None else target.chunk(micro_batches)
         self._graphs: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
         self._arriving: dict[Action, tuple[dist.Work, Tensor]] = {}
-        self._unposted = {peer: deque(actions) for peer, actions in self._incoming.items()}
+        self._unposted = {
+            peer: deque(action for action in actions if action.kind in kinds)
+            for peer, actions in self._incoming.items()
+        }
         self._sent: list[tuple[dist.Work, Tensor]] = []
         self._losses: list[Tensor] = []
-        earlier = self._pair.set_gradients_aside()
-        order = self._schedule.orders[self._rank]
+        order = [action for action in self._schedule.orders[self._rank] if action.kind in kinds]
         for action, following in zip(order, (*order[1:], None), strict=True):
             given = self._receive(action)
             if following is not None:
@@ -81,8 +95,7 @@ class ChimeraExecutor:
             self._send(action, result)
         for work, _ in self._sent:
             work.wait()
-        self._pair.exchange()
-        self._pair.add(earlier)
+        self._graphs, self._sent = {}, []
         return torch.stack(self._losses).sum() if self._losses else None
 
     # ---- computing ----------------------------------------------------------------------------------------------------
@@ -92,18 +105,21 @@ class ChimeraExecutor:
         if given is None:
             given = self._inputs[action.micro_batch]
         else:
-            given.requires_grad_(self._edges[action.stage].requires_grad)
+            given.requires_grad_(self._edges[action.stage].requires_grad and torch.is_grad_enabled())
         output = self._stages[key[:2]](given)
         if action.stage == self._schedule.stages - 1:
             output = self._loss(output, self._targets[action.micro_batch])
             self._losses.append(output.detach())
-        self._graphs[key] = given, output
+        if torch.is_grad_enabled():
+            self._graphs[key] = given, output
         return output.detach()
 
-    def _backward(self, action: Action, given: Tensor | None) -> Tensor:
+    def _backward(self, action: Action, given: Tensor | None) -> Tensor | None:
         value, output = self._graphs.pop((action.replica, action.stage, action.micro_batch))
         if output.requires_grad:
             torch.autograd.backward(output, given)
+        if self._goes_to(action) is None:
+            return None
         return torch.zeros_like(value) if value.grad is None else value.grad
 
     # ---- messages -----------------------------------------------------------------------------------------------------
@@ -145,9 +161,9 @@ class ChimeraExecutor:
         work.wait()
         return room
 
-    def _send(self, action: Action, result: Tensor) -> None:
+    def _send(self, action: Action, result: Tensor | None) -> None:
         peer = self._goes_to(action)
-        if peer is None:
+        if peer is None or result is None:
             return
         self._sent = [(work, tensor) for work, tensor in self._sent if not work.is_completed()]
         result = result.contiguous()

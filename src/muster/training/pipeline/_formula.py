@@ -23,11 +23,12 @@ def bubble_formula(schedule: Schedule, cost: Costs = Costs()) -> Fraction | None
     chimera                      (D-2)(b+(N/D-1)(b-f)); b >= f, D divides N  Li and Hoefler 2021 (for N = D)
     ============================ =========================================== ===========================================
 
-    The share is that time over itself plus the computing, Nv(f+b). With v stages per rank a stage is a v-th as long, so that the
-    same model's idle time is divided by v. For GPipe and 1F1B the share is (D-1)/(N+D-1) whatever f and b are; for Chimera
-    (D-2)/(2N+D-2) with b = f, and (D-2)/(1.5N+D-2) with b = 2f and N = D. Where N is a larger multiple of D and b > f, a gap
-    remains between Chimera's concatenated units: the term with N/D-1, which follows from the order here and is not in the paper.
-    What zbv's authors call zero is from a rank's own first action to its own last one; over the whole step D-1 forwards remain.
+    The share is that time over itself plus the computing, Nv(f+b). With v stages per rank a stage is a v-th as long, so that
+    the same model's idle time is divided by v. For GPipe and 1F1B the share is (D-1)/(N+D-1) whatever f and b are; for
+    Chimera (D-2)/(2N+D-2) with b = f, and (D-2)/(1.5N+D-2) with b = 2f and N = D. Where N is a larger multiple of D and
+    b > f, a gap remains between Chimera's concatenated units: the term with N/D-1, which follows from the order here and is
+    not in the paper. What zbv's authors call zero is from a rank's own first action to its own last one; over the whole
+    step D-1 forwards remain.
 
     Arguments:
         schedule: with its ranks and micro-batches.

@@ -132,15 +132,31 @@ class Pipeline:
         Raises:
             RefusedInput: a batch of another shape than the example's.
         """
-        context = self._context
+        return self._pass(self._executor.run, batch, target)
+
+    def evaluate(self, batch: Tensor | None, target: Tensor | None) -> Tensor:
+        """The loss of one batch with the stages in evaluation mode, without gradients; arguments and result as of `step`."""
+        modes = [stage.training for stage in self.stages]
+        self.train(False)
+        loss = self._pass(self._executor.evaluate, batch, target)
+        for stage, mode in zip(self.stages, modes, strict=True):
+            stage.train(mode)
+        return loss
+
+    def _pass(
+        self,
+        function: Callable[[Tensor | None, Tensor | None], Tensor | None],
+        batch: Tensor | None,
+        target: Tensor | None,
+    ) -> Tensor:
         batch = self._checked(batch, "batch") if self.needs_input else None
         target = self._checked(target, "target") if self.needs_target else None
         with self._recorder.step():
-            part = self._executor.run(batch, target)
+            part = function(batch, target)
             total = torch.zeros((), dtype=torch.float64)
             if part is not None:
                 total += part.double().cpu()
-            dist.all_reduce(total, group=context.control)
+            dist.all_reduce(total, group=self._context.control)
         return total
 
     def timeline(self) -> Timeline:

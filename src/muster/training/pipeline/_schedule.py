@@ -174,6 +174,10 @@ def make_schedule(
     elif name == "gpipe":
         orders = [_gpipe(rank, micro_batches) for rank in range(ranks)]
     elif name == "1f1b":
+        if micro_batches < ranks:
+            raise RefusedInput(
+                f"micro_batches: 1f1b cannot have {micro_batches} for {ranks} ranks; right would be at least {ranks}"
+            )
         orders = [_one_f_one_b(rank, ranks, micro_batches) for rank in range(ranks)]
     else:
         orders = _torch_orders(name, ranks, micro_batches, per_rank)
@@ -187,7 +191,7 @@ def _gpipe(rank: int, micro_batches: int) -> list[Action]:
 
 
 def _one_f_one_b(rank: int, ranks: int, micro_batches: int) -> list[Action]:
-    ahead = min(micro_batches, ranks - rank)
+    ahead = ranks - rank
     order = [Action("F", rank, micro) for micro in range(ahead)]
     for micro in range(micro_batches):
         order.append(Action("B", rank, micro))
@@ -201,8 +205,9 @@ def _chimera(ranks: int, micro_batches: int) -> list[list[Action]]:
 
     Time is in slots. A unit is D micro-batches, D/2 in each direction, a slot apart from one stage to the next and two slots
     apart from one micro-batch to the next. D is even, so rank p has the stages p and D-1-p, of different parity: what goes
-    down begins in slots of one parity and what comes up in slots of the other, where the backward of the one follows the forward
-    of the other. Slots of a parity are busy for 2D slots without a gap, so the next unit, 2D slots later, fits without a conflict.
+    down begins in slots of one parity and what comes up in slots of the other, and in each the backward passes of one
+    direction follow the forward passes of the other. The slots of a parity are so busy for 2D slots without a gap, and the
+    next unit, 2D slots later, fits without a conflict.
     """
     half = ranks // 2
     down = (micro_batches + 1) // 2

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.distributed.pipelining import PipelineStage
 from muster.training.pipeline._layer_profile import Edge
 from muster.training.pipeline._recorder import Recorder
 from muster.training.pipeline._schedule import Schedule, torch_schedule_class
-from muster.training.pipeline._timeline import Action
+from muster.training.pipeline._timeline import Action, Kind
 
 
 class _RecordedStage(PipelineStage):
@@ -22,25 +23,36 @@ class _RecordedStage(PipelineStage):
         super().__init__(*args, **options)
         self._recorder = recorder
 
+    def forward_maybe_with_nosync(self, *args: Any, **options: Any) -> Any:
+        output = super().forward_maybe_with_nosync(*args, **options)
+        # A split backward detaches its output in place, which torch forbids for views, such as a flatten's result.
+        return output.clone() if output._is_view() else output
+
     def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **options: Any) -> Any:
-        with self._recorder.computing(Action("F", self.stage_index, fwd_chunk_id)):
-            try:
-                return super().forward_one_chunk(fwd_chunk_id, *args, **options)
-            except RuntimeError as wrapped:  # torch's, with the printed tensors; the module's own says more
-                if wrapped.__cause__ is not None:
-                    raise wrapped.__cause__ from None
-                raise
+        with self._computing("F", fwd_chunk_id):
+            return super().forward_one_chunk(fwd_chunk_id, *args, **options)
 
     def backward_one_chunk(
         self, bwd_chunk_id: int, loss: Any = None, full_backward: bool = True, last_backward: bool = False
     ) -> Any:
-        action = Action("B" if full_backward else "I", self.stage_index, bwd_chunk_id)
-        with self._recorder.computing(action):
+        with self._computing("B" if full_backward else "I", bwd_chunk_id):
             return super().backward_one_chunk(bwd_chunk_id, loss, full_backward, last_backward)
 
     def backward_weight_one_chunk(self, bwd_chunk_id: int, last_backward: bool = False) -> Any:
-        with self._recorder.computing(Action("W", self.stage_index, bwd_chunk_id)):
+        with self._computing("W", bwd_chunk_id):
             return super().backward_weight_one_chunk(bwd_chunk_id, last_backward)
+
+    @contextmanager
+    def _computing(self, kind: Kind, micro_batch: int) -> Iterator[None]:
+        with self._recorder.computing(Action(kind, self.stage_index, micro_batch)):
+            try:
+                yield
+            except (
+                RuntimeError
+            ) as wrapped:  # torch's, with all tensors in its text; the module's own says more
+                if wrapped.__cause__ is not None:
+                    raise wrapped.__cause__ from None
+                raise
 
 
 class TorchExecutor:
@@ -94,8 +106,18 @@ class TorchExecutor:
 
     def run(self, batch: Tensor | None, target: Tensor | None) -> Tensor | None:
         """One step: gradients are added to the parameters'; returns the loss on the rank that has the last stage."""
+        return self._run(self._schedule.step, batch, target)
+
+    def evaluate(self, batch: Tensor | None, target: Tensor | None) -> Tensor | None:
+        """The forward half of a step, without gradients; returns as `run`."""
+        with torch.no_grad():
+            return self._run(self._schedule.eval, batch, target)
+
+    def _run(
+        self, function: Callable[..., Any], batch: Tensor | None, target: Tensor | None
+    ) -> Tensor | None:
         losses: list[Tensor] = []
-        self._schedule.step(
+        function(
             *((batch,) if self._first else ()),
             target=target if self._last else None,
             losses=losses,
