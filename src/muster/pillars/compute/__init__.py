@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from muster.pillars.compute.compiled_forward import CompiledForward as CompiledForward
     from muster.pillars.compute.compiled_forward import CompileTrial as CompileTrial
     from muster.pillars.compute.compiled_forward import try_compiling as try_compiling
-    from muster.pillars.compute.machine_peaks import machine_peaks as machine_peaks
+    from muster.pillars.compute.peak_measurement import machine_peaks as machine_peaks
     from muster.pillars.compute.precision import Precision as Precision
     from muster.pillars.compute.roofline import Peaks as Peaks
     from muster.pillars.compute.roofline import Placement as Placement
@@ -36,7 +36,7 @@ _HOME: Final = {
     "Work": "roofline",
     "averaged_model": "weight_averaging",
     "checkpoint_blocks": "activation_checkpointing",
-    "machine_peaks": "machine_peaks",
+    "machine_peaks": "peak_measurement",
     "place": "roofline",
     "repeated_blocks": "activation_checkpointing",
     "to_channels_last": "channels_last",
@@ -62,12 +62,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # A function and its module may share a name (machine_peaks): the import system then binds the module
-    # first, so the public name is set for good here.
     if name in _HOME:
-        value = getattr(importlib.import_module(f"muster.pillars.compute.{_HOME[name]}"), name)
-        globals()[name] = value
-        return value
+        return getattr(importlib.import_module(f"muster.pillars.compute.{_HOME[name]}"), name)
     raise AttributeError(f"module 'muster.pillars.compute' has no attribute {name!r}")
 
 
