@@ -28,7 +28,7 @@ def largest(values: torch.Tensor, count: int, generator: torch.Generator) -> tor
     """
     numel = values.numel()
     sample_size = -(-_SAMPLED_LARGEST * numel // count)
-    if sample_size > numel // 4:
+    if sample_size > numel // 4 or _AIM * count >= numel:
         return _cut(values, reaching(values, _kth_largest(values.abs(), count)), count)
     positions = torch.randint(numel, (sample_size,), generator=generator).to(values.device)
     rank = max(1, round(_AIM * sample_size * count / numel))
