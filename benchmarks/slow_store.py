@@ -106,10 +106,8 @@ class Counts:
 
     def as_json(self, *, ranges: bool) -> dict[str, Any]:
         """As the counts are told over HTTP."""
-        told = asdict(self)
-        if not ranges:
-            del told["ranges"]
-        return told
+        told = {"reads": self.reads, "heads": self.heads, "listings": self.listings, "bytes": self.bytes}
+        return told | {"faults": dict(self.faults)} | ({"ranges": dict(self.ranges)} if ranges else {})
 
 
 class Store:
@@ -183,6 +181,8 @@ class Store:
             "Last-Modified": formatdate(status.st_mtime, usegmt=True),
             "Content-Type": "application/octet-stream",
         }
+        if request.headers.get("If-Match", headers["ETag"]) not in (headers["ETag"], "*"):
+            raise web.HTTPPreconditionFailed
         try:
             begin, end, _ = request.http_range.indices(status.st_size)
         except ValueError:
