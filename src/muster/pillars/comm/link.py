@@ -92,10 +92,11 @@ class Curve:
 
     @property
     def beta(self) -> float:
-        """Seconds per byte of the largest messages."""
+        """Seconds per byte of the largest messages: over their last factor of sixteen, where noise weighs little."""
         if len(self.bytes) == 1:
             return 0.0
-        return (self.seconds[-1] - self.seconds[-2]) / (self.bytes[-1] - self.bytes[-2])
+        before = max(len(self.bytes) - 3, 0)
+        return (self.seconds[-1] - self.seconds[before]) / (self.bytes[-1] - self.bytes[before])
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ import torch.distributed as dist
 
 from muster.pillars.comm.link import KINDS, Curve, Link
 
-_SIZES: Final = tuple(1 << power for power in range(10, 27, 2))  # 1 KiB to 64 MiB
+_SIZES: Final = tuple(1 << power for power in range(10, 25, 2))  # 1 KiB to 16 MiB
+_SURELY: Final = 1 << 16  # what latency and noise hide no longer is measured on every link
 _REPEATS: Final = 7
 _LEAST_REPEATS: Final = 3
 _SHARES: Final = {
@@ -35,7 +36,7 @@ def measure_link(
     device: torch.device | str | None = None,
     kinds: Sequence[str] = KINDS,
     budget_s: float = 2.0,
-    largest_bytes: int = 16 << 20,
+    sizes: Sequence[int] | None = None,
 ) -> Link:
     """Measures what collectives cost on ``group`` now. All its ranks must call it together; nothing is cached.
 
@@ -44,7 +45,7 @@ def measure_link(
         device: where the tensors are; by default ``cuda`` for NCCL, else ``cpu``.
         kinds: which collectives, of `KINDS`; one that the backend does not have is left out.
         budget_s: about how long it may take; on a slow link the largest sizes are left out and the last piece is continued.
-        largest_bytes: no message is larger.
+        sizes: rising numbers of bytes to measure at, all of them, whatever time it takes; by default 1 KiB to 16 MiB.
 
     Raises:
         ValueError: no such kind.
@@ -60,10 +61,10 @@ def measure_link(
     total = sum(_SHARES[kind] for kind in kinds)
     curves: dict[str, Curve] = {}
     for kind in kinds:
-        curve = probe.curve(kind, budget_s * 0.9 * _SHARES[kind] / total, largest_bytes)
+        curve = probe.curve(kind, budget_s * 0.9 * _SHARES[kind] / total, sizes)
         if curve is not None:
             curves[kind] = curve
-    return Link(ranks, curves, probe.shared(), backend)
+    return Link(ranks, curves, probe.shared() if sizes is None else 0.0, backend)
 
 
 class _Probe:
@@ -73,19 +74,16 @@ class _Probe:
         self._rank = dist.get_rank(group)
         self._root = dist.get_global_rank(group, 0) if group is not None else 0
 
-    def curve(self, kind: str, budget_s: float, largest_bytes: int) -> Curve | None:
+    def curve(self, kind: str, budget_s: float, wanted: Sequence[int] | None) -> Curve | None:
         sizes: list[float] = []
         times: list[float] = []
         spent = 0.0
-        for size in _SIZES:
-            if size > largest_bytes:
-                break
-            expected = times[-1] * 4 if times else 0.0
+        for size in wanted or _SIZES:
             repeats = _REPEATS
-            if expected > 0:
-                repeats = min(_REPEATS, int((budget_s - spent) / expected) - 1)
-            if len(times) >= 2 and repeats < _LEAST_REPEATS:
-                break
+            if times and wanted is None:
+                repeats = min(_REPEATS, int((budget_s - spent) / (times[-1] * 4)) - 1)
+                if size > _SURELY and repeats < _LEAST_REPEATS:
+                    break
             repeats = max(repeats, _LEAST_REPEATS)
             act = self._collective(kind, size)
             if act is None:

@@ -48,6 +48,13 @@ def reduced_parameters(model: DistributedDataParallel) -> tuple[list[torch.nn.Pa
     return parameters, [names[id(parameter)] for parameter in parameters]
 
 
+def size_limits(model: DistributedDataParallel) -> list[int]:
+    """The limits in bytes that the model was made with: of its first bucket, its second and so on, of all further ones."""
+    listed = list(model.bucket_bytes_cap_list)
+    first = dist._DEFAULT_FIRST_BUCKET_BYTES if model.bucket_bytes_cap_default else model.bucket_bytes_cap
+    return listed or [first, model.bucket_bytes_cap]
+
+
 def rebuild_reducer(
     model: DistributedDataParallel,
     *,
@@ -84,10 +91,7 @@ def rebuild_reducer(
         caps = [sum(sizes[first:stop]) for first, stop in zip(starts, ends, strict=True)]
         limits = list(caps)
     else:
-        caps = list(caps_bytes or model.bucket_bytes_cap_list) or [
-            dist._DEFAULT_FIRST_BUCKET_BYTES if model.bucket_bytes_cap_default else model.bucket_bytes_cap,
-            model.bucket_bytes_cap,
-        ]
+        caps = list(caps_bytes or size_limits(model))
         assigned, bounds = dist._compute_bucket_assignment_by_size(parameters, caps, sparse)
         buckets, limits = [list(bucket) for bucket in reversed(assigned)], list(reversed(bounds))
     arguments: list[Any] = [
