@@ -152,11 +152,9 @@ def test_limits_in_mib_give_the_buckets_that_torch_gives_and_detaching_gives_the
 ) -> None:
     for ours, torchs, own in local_engine.run(_by_limits, ranks=2):
         assert ours == torchs
-        layer = 4 * (
-            48 * 48 + 48
-        )  # limits of 10,485 and 20,971 bytes are reached with two layers, and with three
-        assert ours == [2 * layer, 3 * layer, 3 * layer]
-        assert own == [4 * 8 * (48 * 48 + 48)]  # all of it is below 1 MiB
+        layer = 4 * (48 * 48 + 48)
+        assert ours == [2 * layer, 3 * layer, 3 * layer]  # limits: 10,485 bytes, then 20,971
+        assert own == [8 * layer]  # all of it is below 1 MiB
 
 
 def _planned(context):

@@ -133,7 +133,7 @@ class Attached:
         self.exchange: Exchange | None = None
         self._hook: Hook | None = None
         self._handles: list[Any] = []
-        self._outstanding = False
+        self._outstanding = self._rebuilt = False
         self._script: Generator[None, None, None] | None = None
         if self._world_size == 1:
             self._tuner.settled = True
@@ -192,6 +192,7 @@ class Attached:
             if not limits or min(limits) <= 0:
                 raise RefusedInput(f"buckets={buckets!r}: a size limit must be a positive number of MiB")
             rebuild_reducer(self._model, caps_bytes=limits, hook=self._timed(hook))
+            self._rebuilt = True
             self._tuner.decide("buckets by size limit", caps_mib=caps)
         hook_owners[self._model] = self._rewire
         if planned:
@@ -251,6 +252,7 @@ class Attached:
     def _rebuild(self, plan: Plan, hook: Hook | None) -> None:
         order = [self._position[name] for name in plan.names]
         rebuild_reducer(self._model, order=order, ends=plan.ends, hook=self._timed(hook))
+        self._rebuilt = True
 
     def _timed(self, hook: Hook | None) -> Hook | None:
         """The hook as it is to be registered: inside that of the pillar clock if the loop is watched."""
@@ -307,12 +309,16 @@ class Attached:
             self._make_exchange().load_state_dict(state["exchange"])
 
     def detach(self) -> None:
-        """Gives the model its own buckets and all-reduce back; between two steps, on all ranks."""
+        """Gives the model its own buckets and all-reduce back; between two steps, on all ranks.
+
+        Raises:
+            RefusedInput: its hook cannot be taken back, since its reducer cannot be made anew.
+        """
         self._let_go()
-        hook_owners.pop(self._model, None)
-        if self._world_size > 1 and (self.plan is not None or self._model._comm_hooks):
-            self._tuner.plan = None
+        if self._world_size > 1 and (self._rebuilt or self._model._comm_hooks):
             rebuild_reducer(self._model, hook=self._timed(None))
+            self._tuner.plan, self._rebuilt = None, False
+        hook_owners.pop(self._model, None)
         if self.exchange is not None:
             self.exchange.close()
             self.exchange = None
