@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from muster.engine.gang import RankContext
 from muster.errors import RefusedInput
-from muster.training.pipeline._chimera_executor import ChimeraExecutor
 from muster.training.pipeline._layer_profile import Edge, LayerProfile, profile_layers
+from muster.training.pipeline._message_executor import MessageExecutor
 from muster.training.pipeline._partition import balanced_partition
 from muster.training.pipeline._recorder import Recorder
 from muster.training.pipeline._schedule import make_schedule
@@ -94,10 +94,10 @@ class Pipeline:
             (len(example) // micro_batches, *example.shape[1:]), example.dtype, example.requires_grad
         )
         edges = [first, *(profiles[bound - 1].output for bound in bounds[1:])]
-        cut = [
-            nn.Sequential(OrderedDict(list(whole.named_children())[begin:end]))
-            for begin, end in pairwise(bounds)
-        ]
+        named = list(
+            zip(whole._modules, layers, strict=True)
+        )  # named_children would leave out what comes again
+        cut = [nn.Sequential(OrderedDict(named[begin:end])) for begin, end in pairwise(bounds)]
         _check_sharing(cut)
         own = {key: cut[key[1]].to(context.device) for key in self.schedule.stages_of(context.rank)}
         self.stages: list[nn.Module] = list(own.values())
@@ -106,12 +106,11 @@ class Pipeline:
         def scaled(output: Tensor, target: Tensor) -> Tensor:
             return loss_fn(output, target) / micro_batches
 
-        self._executor: TorchExecutor | ChimeraExecutor
-        if self.schedule.name == "chimera":
-            self._executor = ChimeraExecutor(
-                self.schedule, context.rank, own, edges, scaled, context.device, self._recorder
-            )
-        else:
+        self._evaluator = MessageExecutor(
+            self.schedule, context.rank, own, edges, scaled, context.device, self._recorder
+        )
+        self._executor: TorchExecutor | MessageExecutor = self._evaluator
+        if self.schedule.name != "chimera":
             self._executor = TorchExecutor(self.schedule, own, edges, scaled, context.device, self._recorder)
         indices = [stage for _, stage in own]
         self.needs_input = 0 in indices
@@ -138,7 +137,7 @@ class Pipeline:
         """The loss of one batch with the stages in evaluation mode, without gradients; arguments and result as of `step`."""
         modes = [stage.training for stage in self.stages]
         self.train(False)
-        loss = self._pass(self._executor.evaluate, batch, target)
+        loss = self._pass(self._evaluator.evaluate, batch, target)
         for stage, mode in zip(self.stages, modes, strict=True):
             stage.train(mode)
         return loss
@@ -175,7 +174,7 @@ class Pipeline:
             yield from stage.named_parameters()
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """This rank's parameters."""
+        """This rank's parameters; there may be none, and torch's optimizers refuse an empty list."""
         return (parameter for _, parameter in self.named_parameters())
 
     def train(self, mode: bool = True) -> None:

@@ -106,18 +106,8 @@ class TorchExecutor:
 
     def run(self, batch: Tensor | None, target: Tensor | None) -> Tensor | None:
         """One step: gradients are added to the parameters'; returns the loss on the rank that has the last stage."""
-        return self._run(self._schedule.step, batch, target)
-
-    def evaluate(self, batch: Tensor | None, target: Tensor | None) -> Tensor | None:
-        """The forward half of a step, without gradients; returns as `run`."""
-        with torch.no_grad():
-            return self._run(self._schedule.eval, batch, target)
-
-    def _run(
-        self, function: Callable[..., Any], batch: Tensor | None, target: Tensor | None
-    ) -> Tensor | None:
         losses: list[Tensor] = []
-        function(
+        self._schedule.step(
             *((batch,) if self._first else ()),
             target=target if self._last else None,
             losses=losses,

@@ -1,11 +1,11 @@
-"""Carries out Chimera's bidirectional schedule, which torch's runtime cannot.
+"""Carries out any order of whole forward and backward passes over point-to-point messages.
 
-In `torch.distributed.pipelining` the stages are one chain, each is on one rank, and two neighbours in the chain on the same
-rank hand tensors over without a message. Here each stage is on two ranks, and a rank has the end of one chain and the
-beginning of another.
+It is here for Chimera's bidirectional schedule, which torch's runtime cannot carry out: there the stages are one chain, each
+is on one rank, and two neighbours in the chain on the same rank hand tensors over without a message. In Chimera each stage
+is on two ranks, and a rank has the end of one chain and the beginning of another. It also evaluates, whatever the schedule.
 
 Deadlock-free: a send is never waited for before the end of the step, and what goes to the right and what goes to the left
-travels in groups of its own, received in the order in which the neighbour, whose order is known, sends it.
+travels in groups of its own, received in the order in which the sender, whose order is known, sends it.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from muster.training.pipeline._schedule import Schedule
 from muster.training.pipeline._timeline import Action
 
 
-class ChimeraExecutor:
-    """One rank of Chimera's schedule; all ranks of the default process group make it together.
+class MessageExecutor:
+    """One rank of a schedule; all ranks of the default process group make it together.
 
     Arguments:
-        schedule: Chimera's.
+        schedule: Chimera's, or another one of which only the forward passes are carried out.
         rank: this one.
         stages: this rank's modules by (replica, stage).
         edges: what goes into each stage, and last what the model returns, of one micro-batch.
@@ -50,18 +50,19 @@ class ChimeraExecutor:
         self._schedule, self._rank, self._stages, self._edges = schedule, rank, stages, edges
         self._loss, self._device, self._recorder = loss, device, recorder
         self._to_right, self._to_left = dist.new_group(), dist.new_group()
-        self._pair = ReplicaPair(schedule, rank, stages)
+        self._pair = ReplicaPair(schedule, rank, stages) if schedule.name == "chimera" else None
         last = schedule.stages - 1
         self._last = [replica for replica, stage in stages if stage == last]
-        # what each neighbour sends here, in its order
+        # what each other rank sends here, in its order
         self._incoming = {
-            peer: [action for action in schedule.orders[peer] if self._goes_to(action) == rank]
-            for peer in (rank - 1, rank + 1)
-            if 0 <= peer < schedule.ranks
+            peer: [action for action in order if self._goes_to(action) == rank]
+            for peer, order in enumerate(schedule.orders)
+            if peer != rank
         }
 
     def run(self, batch: Tensor | None, target: Tensor | None) -> Tensor | None:
         """One step: gradients are added to the parameters'; returns this rank's part of the loss, if it has a last stage."""
+        assert self._pair is not None, "torch carries out the other schedules"
         earlier = self._pair.set_gradients_aside()
         loss = self._carry_out(batch, target, "FB")
         self._pair.exchange()
@@ -83,6 +84,7 @@ class ChimeraExecutor:
             peer: deque(action for action in actions if action.kind in kinds)
             for peer, actions in self._incoming.items()
         }
+        self._handed: dict[Action, Tensor] = {}
         self._sent: list[tuple[dist.Work, Tensor]] = []
         self._losses: list[Tensor] = []
         order = [action for action in self._schedule.orders[self._rank] if action.kind in kinds]
@@ -143,6 +145,8 @@ class ChimeraExecutor:
         if source is None or source in self._arriving:
             return
         peer = self._schedule.rank_of(source.stage, source.replica)
+        if peer == self._rank:
+            return
         group = self._to_right if peer < self._rank else self._to_left
         while source not in self._arriving:
             coming = self._unposted[peer].popleft()
@@ -156,6 +160,8 @@ class ChimeraExecutor:
         source = self._source(action)
         if source is None:
             return None
+        if source in self._handed:
+            return self._handed.pop(source)
         self._post(action)
         work, room = self._arriving.pop(source)
         work.wait()
@@ -164,6 +170,9 @@ class ChimeraExecutor:
     def _send(self, action: Action, result: Tensor | None) -> None:
         peer = self._goes_to(action)
         if peer is None or result is None:
+            return
+        if peer == self._rank:
+            self._handed[action] = result
             return
         self._sent = [(work, tensor) for work, tensor in self._sent if not work.is_completed()]
         result = result.contiguous()
