@@ -8,7 +8,21 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from muster.cli import check, doctor, init, ls, profile, report, resume, run, scale, schema, show, upscale
+from muster.cli import (
+    check,
+    doctor,
+    init,
+    ls,
+    profile,
+    report,
+    resume,
+    run,
+    scale,
+    schema,
+    show,
+    tune,
+    upscale,
+)
 from muster.errors import MusterError, RankFailed
 
 _EPILOG = """\
@@ -82,7 +96,7 @@ def _root(
     pass
 
 
-for verb in (run, check, init, schema, profile, scale, ls, show, report, resume, upscale, doctor):
+for verb in (run, check, init, schema, profile, scale, tune, ls, show, report, resume, upscale, doctor):
     app.command(name=verb.__name__.rpartition(".")[2], epilog=verb.EXAMPLES)(verb.command)
 
 

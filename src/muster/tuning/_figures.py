@@ -10,6 +10,7 @@ from bokeh.models.annotations import Whisker
 
 from muster.report._colours import PILLAR_COLOURS, PILLAR_LABELS, STACKED
 from muster.report._figures import FAINT, INK, blank_figure
+from muster.tuning._measured import StepTimes
 from muster.tuning._scaling import Scaling
 from muster.tuning._size_classes import SizeClass
 
@@ -50,17 +51,30 @@ def throughput(found: Scaling) -> Any:
 
 def pillars_by_ranks(found: Scaling) -> Any:
     """Where the time of a step goes at each number of ranks, stacked."""
-    names = [str(point.ranks) for point in found.points]
-    data: dict[str, Any] = {"ranks": names}
-    data |= {pillar: [1e3 * point.pillars[pillar] for point in found.points] for pillar in STACKED}
-    data |= {f"{pillar}_share": [100 * point.shares[pillar] for point in found.points] for pillar in STACKED}
-    plot = blank_figure(height=300, x_label="ranks", y_label="ms per step (mean over ranks)", x_range=names)
+    return _stacked("ranks", {str(point.ranks): point.pillars for point in found.points})
+
+
+def pillars_before_and_after(before: StepTimes, after: StepTimes) -> Any:
+    """Where the time of a step goes before and after tuning, stacked."""
+    return _stacked("", {"before": before.pillars, "after": after.pillars})
+
+
+def _stacked(label: str, bars: dict[str, dict[str, float]]) -> Any:
+    """A bar of the four pillars (seconds) for each name."""
+    names = list(bars)
+    data: dict[str, Any] = {"bar": names}
+    data |= {pillar: [1e3 * bar[pillar] for bar in bars.values()] for pillar in STACKED}
+    data |= {
+        f"{pillar}_share": [100 * bar[pillar] / (sum(bar.values()) or 1.0) for bar in bars.values()]
+        for pillar in STACKED
+    }
+    plot = blank_figure(height=300, x_label=label, y_label="ms per step (mean over ranks)", x_range=names)
     plot.y_range.start = 0
     colours = [PILLAR_COLOURS[name] for name in STACKED]
     drawn = plot.vbar_stack(
-        list(STACKED), x="ranks", width=0.6, source=ColumnDataSource(data), color=colours, line_color=None
+        list(STACKED), x="bar", width=0.6, source=ColumnDataSource(data), color=colours, line_color=None
     )
-    tips = [("ranks", "@ranks")]
+    tips = [(label, "@bar")]
     tips += [
         (PILLAR_LABELS[name], f"@{name}{{0.00}} ms, @{name}_share{{0.0}} %") for name in reversed(STACKED)
     ]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from muster.tuning._scaling import Scaling
     from muster.tuning.profile import Profile
     from muster.tuning.scale import Study
+    from muster.tuning.tune import Tuning
 
 
 def write_scaling_page(study: Study, found: Sequence[Scaling]) -> Path:
@@ -46,6 +47,15 @@ def write_profile_page(profile: Profile) -> Path:
     """Writes ``profile.html`` into the run folder of a profile; returns where it is."""
     plots = {"classes": _figures.size_classes(profile.classes)} if profile.classes else {}
     return _write(profile.page, "profile.html", plots, title=f"{profile.name}: profile", profile=profile)
+
+
+def write_tuning_page(found: Tuning) -> Path:
+    """Writes the before/after page of a tuning into its folder; returns where it is."""
+    from muster.tuning.tune import change, times
+
+    plots = {"steps": _figures.pillars_before_and_after(found.before, found.after)}
+    title = f"{found.job.name}: tuning"
+    return _write(found.page, "tune.html", plots, title=title, found=found, change=change, times=times)
 
 
 def _write(path: Path, template: str, plots: dict[str, Any], **content: Any) -> Path:

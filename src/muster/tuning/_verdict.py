@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from muster.pillars.compute.roofline import Placement
 from muster.spec import Job
 from muster.spec.machine import cores
 from muster.tuning._measured import StepTimes
@@ -42,7 +43,7 @@ class Facts:
         classes: of its collectives.
         loader_samples_per_s: what its loaders deliver alone.
         link_bytes_per_s: algorithm bandwidth of the link for large all-reduces; None with one rank.
-        bound: what the roofline says of a step (``compute``, ``memory``, ``overhead``), or empty where it is not known.
+        roofline: where a rank's median step stands; None where the run recorded none.
     """
 
     job: Job
@@ -50,7 +51,7 @@ class Facts:
     classes: Sequence[SizeClass]
     loader_samples_per_s: float
     link_bytes_per_s: float | None
-    bound: str = ""
+    roofline: Placement | None = None
 
 
 @dataclass(frozen=True)
@@ -149,9 +150,10 @@ def _mend_compute(facts: Facts) -> str:
     how = facts.job.how
     if how.precision == "fp32" and (facts.job.where.device == "cuda" or has_fast_bf16()):
         return "how.precision: bf16 may use faster arithmetic that this processor has"
-    if facts.bound == "memory":
+    bound = None if facts.roofline is None else facts.roofline.bound
+    if bound == "memory":
         return "a step is bound by memory bandwidth; fused kernels (how.compile) or how.channels_last move fewer bytes"
-    if facts.bound == "overhead":
+    if bound == "overhead":
         return (
             "a step is bound by overhead; a larger share of the batch at once or how.compile has less of it"
         )

@@ -133,21 +133,33 @@ def analyse(job: Job, folder: RunFolder, probed: Probed) -> Profile:
         folder: of a trial of it.
         probed: its loader and link by themselves.
     """
+    facts = facts_of(job, folder, probed)
+    return Profile(
+        name=job.name,
+        job=job,
+        run=folder,
+        times=facts.times,
+        classes=tuple(facts.classes),
+        probed=probed,
+        roofline=facts.roofline,
+        verdict=verdict(facts),
+    )
+
+
+def facts_of(job: Job, folder: RunFolder, probed: Probed) -> Facts:
+    """What a verdict on a job is drawn from; arguments as `analyse`."""
     steps, collectives = counted(folder)
     times, link = step_times(steps), probed.link
     link_time = None if link is None else (lambda size: link.seconds("all_reduce", size))
-    classes = size_classes(steps, collectives, link_time) if times.ranks > 1 else ()
     record = RooflineRecord.read(folder.path)
-    roofline = None if record is None else record.placement(_rows(steps))
-    facts = Facts(
+    return Facts(
         job=job,
         times=times,
-        classes=classes,
+        classes=size_classes(steps, collectives, link_time) if times.ranks > 1 else (),
         loader_samples_per_s=probed.loader_samples_per_s,
         link_bytes_per_s=None if link is None else link.bytes_per_second("all_reduce"),
-        bound="" if roofline is None else roofline.bound,
+        roofline=None if record is None else record.placement(_rows(steps)),
     )
-    return Profile(job.name, job, folder, times, classes, probed, roofline, verdict(facts))
 
 
 def _rows(steps: Columns) -> list[dict[str, Any]]:

@@ -1,0 +1,71 @@
+"""Whether a changed job is faster: both run in turn, and the ratio within each pair counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from muster.tuning._intervals import Interval, median_interval
+from muster.tuning._measured import StepTimes
+
+#: After so many pairs that all speak against it, a challenger is given up.
+_FUTILE_AFTER: Final = 2
+
+
+@dataclass(frozen=True)
+class Duel:
+    """What came of it.
+
+    Arguments:
+        ratio: samples per second of the challenger over those of the champion.
+        complete: whether all pairs were run; an incomplete duel is no win.
+        champion, challenger: their last measurements.
+    """
+
+    ratio: Interval
+    complete: bool
+    champion: StepTimes
+    challenger: StepTimes
+
+    @property
+    def won(self) -> bool:
+        """Whether the challenger is faster: all pairs were run, and the interval of their ratio lies above 1."""
+        return self.complete and self.ratio.low > 1
+
+
+def duel(
+    champion: Callable[[], StepTimes],
+    challenger: Callable[[], StepTimes],
+    *,
+    pairs: int,
+    time_left: Callable[[], bool] = lambda: True,
+) -> Duel | None:
+    """Runs both in turn, in alternating order, and compares their samples per second.
+
+    It ends early, without a win, when the first pairs all speak against the challenger; never early with one, since
+    looking often until something wins finds winners that are none.
+
+    Arguments:
+        champion, challenger: measure once.
+        pairs: how often each is measured.
+        time_left: asked before each pair; False ends the duel.
+
+    Returns:
+        None if there was no time for a single pair.
+    """
+    ratios: list[float] = []
+    mine = theirs = None
+    for pair in range(pairs):
+        if not time_left():
+            break
+        if pair % 2 == 0:  # the challenger first: if it cannot run, no time is lost
+            mine, theirs = challenger(), champion()
+        else:
+            theirs, mine = champion(), challenger()
+        ratios.append(mine.samples_per_s / theirs.samples_per_s)
+        if len(ratios) == _FUTILE_AFTER < pairs and max(ratios) < 1:
+            break
+    if mine is None or theirs is None:
+        return None
+    return Duel(median_interval(ratios), len(ratios) == pairs, theirs, mine)
