@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from muster.engine.records import surviving
 from muster.engine.run_folder import RunFolder
+from muster.pillars.compute.roofline_record import RooflineRecord
 
 PILLARS: Final = ("io", "compute", "comm", "idle", "wall")
 
@@ -21,7 +22,9 @@ def summarize(run: RunFolder) -> dict[str, Any]:
         run: a run in any status.
     """
     state = run.state()
-    steps = run.table("steps").select(["attempt", "rank", "step", *PILLARS]).to_pylist()
+    wanted = ["attempt", "rank", "step", "world_size", "samples", "flops", *PILLARS]
+    steps = run.table("steps").select(wanted).to_pylist()
+    survived = surviving(steps)
     metrics = [row for row in run.table("metrics").to_pylist() if not row["item"]]
     return {
         "id": run.id,
@@ -37,7 +40,8 @@ def summarize(run: RunFolder) -> dict[str, Any]:
         "world_size": state["world_size"],
         "metrics": _latest(metrics),
         "initial_metrics": _latest(row for row in metrics if row["step"] == 0),
-        "pillars": _pillars(surviving(steps)),
+        "pillars": _pillars(survived),
+        "roofline": _roofline(run, survived),
         "checkpoints": _checkpoints(run.checkpoints),
         "paths": {
             "run": str(run.path),
@@ -71,6 +75,22 @@ def _pillars(steps: Iterable[dict[str, Any]]) -> dict[str, dict[str, float]]:
         for pillar in PILLARS:
             sums[row["rank"]][pillar] += row[pillar] or 0.0
     return {str(rank): sums[rank] for rank in sorted(sums)}
+
+
+def _roofline(run: RunFolder, steps: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Where the median step stands; None where the run has not recorded it."""
+    record = RooflineRecord.read(run.path)
+    placement = record.placement(steps) if record is not None else None
+    if record is None or placement is None:
+        return None
+    peaks = record.mean_peaks
+    return placement.as_dict() | {
+        "precision": peaks.precision,
+        "peak_flops_per_s": peaks.flops_per_s,
+        "peak_bytes_per_s": peaks.bytes_per_s,
+        "operator_s": peaks.operator_s,
+        "peaks_measured_utc": peaks.measured_utc,
+    }
 
 
 def _checkpoints(folder: Path) -> list[dict[str, Any]]:

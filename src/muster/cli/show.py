@@ -57,6 +57,8 @@ def _print(summary: dict[str, Any]) -> None:
         least, most = _BAR_CELLS
         cells = max(least, min(most, console.width - _COLUMN_CELLS))
         console.print(_pillars(summary["pillars"], cells))
+    if summary["roofline"]:
+        console.print(Text(summary["roofline"]["sentence"]))
 
 
 def _metrics(summary: dict[str, Any]) -> Any:

@@ -14,10 +14,12 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from muster.engine.run_folder import RunFolder
+from muster.pillars.compute.roofline_record import RooflineRecord
 from muster.report import _figures, _format
 from muster.report._colours import PILLAR_COLOURS, PILLAR_LABELS, STACKED
 from muster.report._metrics import Metric
 from muster.report._pictures import strips
+from muster.report._roofline import roofline_figure
 from muster.report._summary import Summary, summary, surviving_columns
 from muster.report._timeline import Timeline, timeline
 
@@ -50,6 +52,7 @@ def _page(run: RunFolder) -> str:
     steps = surviving_columns(run, "steps")
     drawn_timeline = timeline(surviving_columns(run, "spans"))
     pillars = _figures.pillars_over_steps(steps)
+    record = RooflineRecord.read(run.path)
     metric_plots = [_figures.metric_figure(metric) for metric in figures.metrics]
     drawn = {
         "loss": _figures.loss_figure(steps),
@@ -57,6 +60,7 @@ def _page(run: RunFolder) -> str:
         "pillars": pillars[0] if pillars else None,
         "ranks": _figures.pillars_per_rank(figures.ranks),
         "timeline": drawn_timeline.figure if drawn_timeline else None,
+        "roofline": roofline_figure(record, figures.roofline) if record and figures.roofline else None,
     } | {f"metric {place}": plot for place, plot in enumerate(metric_plots)}
     plots: dict[str, Any] = {name: plot for name, plot in drawn.items() if plot is not None}
     script, divisions = components(plots) if plots else ("", {})
@@ -71,6 +75,8 @@ def _page(run: RunFolder) -> str:
         plot_library=Markup("\n".join(Resources(mode="inline", components=["bokeh"]).js_raw))
         if plots
         else "",
+        peaks=record.mean_peaks if record else None,
+        compiled=record.compiled if record else False,
         timeline=drawn_timeline,
         timeline_data=_timeline_data(drawn_timeline),
         steps_per_bin=pillars[1] if pillars else 1,

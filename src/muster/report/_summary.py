@@ -11,6 +11,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from muster.engine.run_folder import RunFolder
+from muster.pillars.compute.roofline import Placement
+from muster.pillars.compute.roofline_record import RooflineRecord
 from muster.report._collectives import BucketCost, bucket_costs
 from muster.report._columns import Columns, columns, rows_where, survives
 from muster.report._metrics import Metric, metrics
@@ -56,6 +58,7 @@ class Summary:
         buckets: what each bucket's collective cost.
         attempts: what each attempt did and what of it was lost.
         elapsed: where the run's own duration went.
+        roofline: where its median step stands under the machine's roofline; None where that was not recorded.
     """
 
     id: str
@@ -83,6 +86,7 @@ class Summary:
     buckets: tuple[BucketCost, ...]
     attempts: tuple[AttemptCost, ...]
     elapsed: Elapsed
+    roofline: Placement | None = None
 
 
 def surviving_columns(run: RunFolder, table: str) -> Columns:
@@ -137,7 +141,17 @@ def summary(run: RunFolder) -> Summary:
         buckets=bucket_costs(surviving_columns(run, "collectives")),
         attempts=costs,
         elapsed=elapsed(costs, last_event),
+        roofline=_roofline(run, steps),
     )
+
+
+def _roofline(run: RunFolder, steps: Columns) -> Placement | None:
+    record = RooflineRecord.read(run.path)
+    if record is None:
+        return None
+    names = ("world_size", "step", "samples", "flops", "compute")
+    rows = zip(*(steps[name].tolist() for name in names), strict=True)
+    return record.placement([dict(zip(names, row, strict=True)) for row in rows])
 
 
 def _last_loss(steps: Columns) -> float | None:

@@ -44,7 +44,7 @@ def evaluate_exact(
     """Evaluates ``items``, shared out over the ranks without padding; for a plain PyTorch loop as well as for Muster's.
 
     Each item is evaluated by exactly one rank, and the qualities are gathered and averaged in the items' order with
-    correctly rounded sums: all ranks get the same result, and so do all world sizes, to the bit, as far as ``evaluate`` itself
+    correctly rounded sums: all ranks get the same result, and so do all world sizes, to the bit, as far as ``evaluate``
     computes the same for the same item::
 
         result = evaluate_exact(model, test_set, lambda model, item: {"accuracy": ...})

@@ -1,4 +1,4 @@
-"""One rank's model with all that a job's ``how`` puts around it: precision, memory format, averaging, compilation, replicas."""
+"""One rank's model with all that a job's ``how`` puts around it: precision, memory format, averaging, compilation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens before the first counted step: buckets settle, FLOPs and bytes are counted, compiling is tried, peaks are measured."""
+"""What happens before the first counted step: buckets settle, FLOPs and bytes are counted, compiling is tried."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def warm_up(context: RankContext, model: RankModel, batch: Any, samples: int, co
     """Passes whose gradients are thrown away; all ranks call it together.
 
     DistributedDataParallel rebuilds its buckets after the first backward pass. Having that behind us before the first
-    counted step, after a start and after a resume alike, keeps the order of summation, and so the bits, the same. That pass is
-    always an eager one, so that compiling changes nothing in it.
+    counted step, after a start and after a resume alike, keeps the order of summation, and so the bits, the same. That pass
+    is always an eager one, so that compiling changes nothing in it.
 
     Arguments:
         batch: moved to the device.

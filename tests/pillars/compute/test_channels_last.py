@@ -13,7 +13,10 @@ from muster.pillars.compute import to_channels_last
 def test_the_result_and_the_gradients_are_those_of_the_other_order() -> None:
     torch.manual_seed(0)
     model = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3)
+        torch.nn.Conv2d(3, 8, 3, padding=1),
+        torch.nn.BatchNorm2d(8),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(8, 4, 3),
     ).double()
     other, x = to_channels_last(copy.deepcopy(model)), torch.randn(2, 3, 9, 11, dtype=torch.float64)
     first, second = model(x), other(to_channels_last(x))

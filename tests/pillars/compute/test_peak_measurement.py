@@ -98,9 +98,7 @@ def test_a_peak_taken_while_the_machine_was_busy_is_found_out() -> None:
 def test_numbers_that_cannot_be_are_not_recalled() -> None:
     key = peak_measurement.machine_key(CPU, 1, ("fp32",))
     for value in (0.0, -1.0, float("inf"), float("nan")):
-        peak_cache.keep(
-            key, Measured({"fp32": value}, {"fp32": min(value, 0)}, 1e9, 1e9, 1e-6, "").as_dict()
-        )
+        peak_cache.keep(key, Measured({"fp32": value}, {"fp32": min(value, 0)}, 1e9, 1e9, 1e-6, "").as_dict())
         assert peak_measurement.recall(key, ("fp32",)) is None
 
 

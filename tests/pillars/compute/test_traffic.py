@@ -57,7 +57,9 @@ def test_sixteen_bits_are_two_bytes_and_casts_are_traffic() -> None:
     a = torch.ones(32, 32)
     with TrafficCounter() as traffic, torch.autocast("cpu", torch.bfloat16):
         a @ a.T
-    casts = 2 * 1024 * (4 + 2) if traffic.operators == 3 else 1024 * (4 + 2)  # a and a.T are cast, or one cast is kept
+    casts = (
+        2 * 1024 * (4 + 2) if traffic.operators == 3 else 1024 * (4 + 2)
+    )  # a and a.T are cast, or one cast is kept
     assert traffic.bytes == casts + 2 * 3 * 1024
 
 

@@ -27,8 +27,8 @@ class CompiledForward:
     """Puts a compiled forward pass into a module and takes it out again; the module stays the same object.
 
     Under DistributedDataParallel, wrap the inner module: the compiler still splits the graph at gradient buckets, so that
-    communication overlaps with the backward pass. Code is compiled for fixed shapes, a function of the shapes alone, so that a
-    run that resumes computes with the same code; each further shape compiles anew, up to torch's limit.
+    communication overlaps with the backward pass. Code is compiled for fixed shapes, a function of the shapes alone, so
+    that a run that resumes computes with the same code; each further shape compiles anew, up to torch's limit.
 
     Arguments:
         module: any; its ``forward`` is compiled at the first call.
@@ -38,7 +38,7 @@ class CompiledForward:
     def __init__(self, module: torch.nn.Module, backend: str = "inductor") -> None:
         self._module = module
         # One compiling process per rank: a pool of workers for each rank would fight for the cores and outlive a kill.
-        options = {"compile_threads": 1} if backend == "inductor" else None
+        options: dict[str, Any] | None = {"compile_threads": 1} if backend == "inductor" else None
         self._compiled: Any = torch.compile(module.forward, backend=backend, dynamic=False, options=options)
         self.enabled = False
 
@@ -55,7 +55,8 @@ class CompiledForward:
     @contextmanager
     def eager(self) -> Iterator[None]:
         """The module as it was written, such as for an evaluation on other shapes."""
-        was, _ = self.enabled, self.disable()
+        was = self.enabled
+        self.disable()
         try:
             yield
         finally:
@@ -146,12 +147,12 @@ def try_compiling(
 
 
 def _reason(error: Exception) -> str:
-    """One line of what a compiler said; the usual cause on a CPU is that there is none."""
+    """What a compiler said, in short; the usual cause on a CPU is that there is none."""
     compiler = os.environ.get("CXX", "g++")
     if type(error).__name__ in ("InvalidCxxCompiler", "InductorError") and shutil.which(compiler) is None:
         return f"no C++ compiler {compiler!r} is installed"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
+    return f"{type(error).__name__}: {' '.join(lines[:2])}"[:300]
 
 
 def _settle(device: torch.device) -> None:

@@ -55,9 +55,7 @@ def gang_peaks(
             (precision,), device, lambda: dist.barrier(group), seconds, ranks=hosts.count(host)
         )
         everyone: list[tuple[str, Measured]] = _of_all((host, measured.scaled(_share(key))), group)
-        by_host = {
-            where: _mean([one for other, one in everyone if other == where]) for where in set(hosts)
-        }
+        by_host = {where: _mean([one for other, one in everyone if other == where]) for where in set(hosts)}
         if first:
             peak_cache.keep(key, by_host[host].as_dict())
     return [by_host[where].peaks(precision) for where in hosts]

@@ -1,4 +1,4 @@
-"""Keeps measurements of a machine in ``$XDG_CACHE_HOME/muster/roofline`` (``~/.cache/muster/roofline``), a file for each key."""
+"""Keeps measurements of a machine in ``$XDG_CACHE_HOME/muster/roofline``, a file for each key; ``~/.cache`` by default."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def path_of(key: dict[str, Any]) -> Path:
 
 
 def recall(key: dict[str, Any]) -> dict[str, Any] | None:
-    """What was kept under ``key``, or None: nothing, unreadable, cut short, changed, for another key, or older than 30 days."""
+    """What was kept under ``key``; None where that is nothing, damaged, for another key, or older than 30 days."""
     try:
         content = json.loads(path_of(key).read_text(encoding="utf-8"))
         value = content["value"]
@@ -44,7 +44,7 @@ def recall(key: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def keep(key: dict[str, Any], value: dict[str, Any]) -> bool:
-    """Keeps ``value`` under ``key``, complete or not at all; false where the folder cannot be written, which costs time only."""
+    """Keeps ``value`` under ``key``, complete or not at all; false where that cannot be written, which costs time only."""
     content = {
         "format": _FORMAT,
         "key": key,

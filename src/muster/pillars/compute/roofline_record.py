@@ -77,8 +77,9 @@ class RooflineRecord:
         """Where the median step of a rank stands; None without a step or without counted FLOPs.
 
         Arguments:
-            steps: rows of `steps` of the surviving lineage, with ``world_size``, ``step``, ``samples``, ``flops`` and ``compute``. Only
-                those of this record's world size count, and of them not the first step, in which things are counted.
+            steps: rows of `steps` of the surviving lineage, with ``world_size``, ``step``, ``samples``, ``flops`` and
+                ``compute``. Only those of this record's world size count, and of them not the first step, in which things
+                are counted.
         """
         rows = [row for row in steps if row["world_size"] == self.world_size]
         first = min((row["step"] for row in rows), default=0)

@@ -13,8 +13,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 def averaged_model(model: torch.nn.Module, decay: float) -> AveragedModel:
     """A copy of ``model`` that follows it: call ``update_parameters(model)`` after each step.
 
-    After the first update it holds the weights w₁; after the *k*-th, m_k = decay · m_{k-1} + (1 - decay) · w_k. Buffers such as
-    running means are the model's last ones. Its ``module`` is evaluated and exported; its ``state_dict()`` holds
+    After the first update it holds the weights w₁; after the *k*-th, m_k = decay · m_{k-1} + (1 - decay) · w_k. Buffers such
+    as running means are the model's last ones. Its ``module`` is evaluated and exported; its ``state_dict()`` holds
     everything that a checkpoint needs.
 
     Arguments:
