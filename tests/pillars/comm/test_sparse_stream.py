@@ -60,9 +60,7 @@ def test_streams_sum_over_any_number_of_ranks_and_all_get_the_same_bits(
 
     everybody = local_engine.run(run, ranks=ranks)
     for position, count in enumerate((5, 100, 600)):
-        expected = sum(
-            stream(1000, count, rank).written_out().values.double() for rank in range(ranks)
-        )
+        expected = sum(stream(1000, count, rank).written_out().values.double() for rank in range(ranks))
         for results in everybody:
             assert results[position][:2] == everybody[0][position][:2]
             assert results[position][0] == pytest.approx(expected.tolist(), abs=1e-5)

@@ -63,7 +63,9 @@ def test_each_layer_sends_its_own_largest_elements(local_engine: Engine) -> None
             bucket = gradient(context.rank, step)
             compressor.average(bucket, wire)
             results.append(bucket.tolist())
-        assert wire.sent_bytes == compressor.wire_bytes == 3 * 8 * (12 + 1 + 1 + 46)  # an index and a value, 4 bytes each
+        assert (
+            wire.sent_bytes == compressor.wire_bytes == 3 * 8 * (12 + 1 + 1 + 46)
+        )  # an index and a value, 4 bytes each
         return results
 
     results = local_engine.run(run, ranks=2)

@@ -13,6 +13,7 @@ the selected indices, so that owners get equally many pairs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import Any
@@ -28,6 +29,8 @@ from muster.pillars.comm.compress.topk import check_density, wanted
 from muster.pillars.comm.compress.wire import Wire
 
 _DRIFT = 1.25  # how far the number selected may leave its target before a threshold is found anew
+_TAIL = 0.15  # d log(threshold) / d log(number above it) of a Gaussian near a density of 1 %
+_TRIALS = 6
 _UNEVEN = 1.5  # how much more than its share a rank may gather out before the selected are evened out
 
 
@@ -88,13 +91,10 @@ class OkTopK(FeedbackCompressor):
         edges = [0, *self._bounds, self.numel]
         region = self._reduce_region(chosen, edges, wire)
         start = edges[wire.rank]
-        if not self._global_threshold:
-            self._global_threshold = _global_threshold(region, self.count, wire)
-        kept = reaching(region, self._global_threshold)
-        indices, values = self._gather(kept + start, region[kept], wire)
+        kept, counts = self._keep(region, wire)
+        indices, values = self._gather(kept + start, region[kept], counts, wire)
         self.selected = len(indices)
-        if not self.count / _DRIFT <= self.selected <= self.count * _DRIFT:
-            self._global_threshold = 0.0  # for the next step: all ranks see the same number
+        self._global_threshold = self._followed(self._global_threshold, self.selected)
 
         bucket.zero_()
         bucket[indices] = values / wire.world_size
@@ -106,12 +106,40 @@ class OkTopK(FeedbackCompressor):
         """Indices of this rank's largest elements, ascending."""
         if self._local_threshold:
             chosen = reaching(self.residual, self._local_threshold)
-            if self.count / _DRIFT <= len(chosen) <= self.count * _DRIFT:
+            if self._on_target(len(chosen)):
+                self._local_threshold = self._followed(self._local_threshold, len(chosen))
                 return chosen
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.steps)
         chosen = largest(self.residual, self.count, generator)
         self._local_threshold = smallest_magnitude(self.residual[chosen])
         return chosen
+
+    def _keep(self, region: torch.Tensor, wire: Wire) -> tuple[torch.Tensor, list[int]]:
+        """Which elements of this rank's region are among the global selection, and how many are in each rank's."""
+        # Moving a threshold that is used again costs a word per rank and trial; finding one costs 2k/P of them.
+        exponent, before = _TAIL, (0.0, 0)
+        for _ in range(_TRIALS if self._global_threshold else 0):
+            threshold = self._global_threshold
+            kept = reaching(region, threshold)
+            counts = _counts(kept, wire)
+            total = sum(counts)  # the same on all ranks
+            if self._on_target(total):
+                return kept, counts
+            if min(total, before[1]) > 0 and total != before[1]:  # from the second trial on: a secant
+                exponent = -math.log(threshold / before[0]) / math.log(total / before[1])
+                exponent = min(max(exponent, 0.02), 1.0)
+            before = threshold, total
+            self._global_threshold = threshold * (max(total, 1) / self.count) ** exponent
+        self._global_threshold = _global_threshold(region, self.count, wire)
+        kept = reaching(region, self._global_threshold)
+        return kept, _counts(kept, wire)
+
+    def _on_target(self, selected: int) -> bool:
+        return self.count / _DRIFT <= selected <= self.count * _DRIFT
+
+    def _followed(self, threshold: float, selected: int) -> float:
+        """The threshold moved against the drift: residuals grow at first, gradients shrink later."""
+        return threshold * (max(selected, 1) / self.count) ** _TAIL
 
     def _reduce_region(self, chosen: torch.Tensor, edges: Sequence[int], wire: Wire) -> torch.Tensor:
         """Sends every rank the pairs in its region; returns the sum over this rank's, dense: ``[length of the region]``."""
@@ -130,12 +158,10 @@ class OkTopK(FeedbackCompressor):
         return total
 
     def _gather(
-        self, indices: torch.Tensor, values: torch.Tensor, wire: Wire
+        self, indices: torch.Tensor, values: torch.Tensor, counts: list[int], wire: Wire
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Every rank's selected pairs, ascending by index."""
         ranks, rank = wire.world_size, wire.rank
-        mine = torch.tensor([len(indices)], device=indices.device, dtype=torch.int32)
-        counts = wire.all_gather(mine).view(-1).tolist()
         total, message, pair = sum(counts), pack(indices, values), 4 + self.dtype.itemsize
         if max(counts) > _UNEVEN * total / ranks + 1:
             # Pair number n, counted through all ranks, goes to the rank whose even share it lies in.
@@ -201,6 +227,12 @@ class OkTopK(FeedbackCompressor):
             + 12 * count / compute.scatter_elements_per_s
             + (60 + 20 * world_size + 3 * numel / (1 << 18)) * compute.call_s
         )
+
+
+def _counts(kept: torch.Tensor, wire: Wire) -> list[int]:
+    """How many elements each rank has kept."""
+    mine = torch.tensor([len(kept)], device=kept.device, dtype=torch.int32)
+    return wire.all_gather(mine).view(-1).tolist()  # type: ignore[no-any-return]
 
 
 def _partition(chosen: torch.Tensor, numel: int, wire: Wire) -> list[int]:
