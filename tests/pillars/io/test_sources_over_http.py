@@ -299,6 +299,44 @@ def test_children_read_while_their_parent_goes_on(store: slow_store.Started, met
     assert not wrong
 
 
+def test_a_child_that_ends_as_programs_end_leaves_its_parents_connections_alone(
+    store: slow_store.Started,
+) -> None:
+    """At exit Python runs what was registered for it, closing what the child inherited among others."""
+    program = f"""
+import os, sys, threading, time
+from muster.pillars.io.sources import WebDatasetTar
+
+source = WebDatasetTar({store.url!r} + "/x.tar")
+rounds = 0
+
+def go_on():
+    global rounds
+    while True:
+        for index in range(len(source)):
+            source.read(index)
+        rounds += 1
+
+for _ in range(2):
+    threading.Thread(target=go_on, daemon=True).start()
+for _ in range(3):
+    child = os.fork()
+    if child == 0:
+        source.read(0)
+        sys.exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+before, deadline = rounds, time.monotonic() + 30
+while rounds < before + 3 and time.monotonic() < deadline:
+    time.sleep(0.01)
+print("went on" if rounds >= before + 3 else "stands still", flush=True)
+os._exit(0)
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (found.stdout.strip(), found.returncode) == ("went on", 0), found.stderr
+
+
 def test_the_state_of_a_source_holds_no_connection(store: slow_store.Started) -> None:
     source = open_source(f"{store.url}/x.tar")
     assert len(pickle.dumps(source)) < 4000 + 100 * SAMPLES
