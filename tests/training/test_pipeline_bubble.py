@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from muster.engine.gang import Limits, Supervision
+from muster.engine.run_folder import RunFolder
 from muster.gang import Engine, RankContext, engine
-from muster.training.pipeline import Costs, bubble_formula, make_schedule
+from muster.training.pipeline import Costs, RankTimes, bubble_formula, make_schedule
 
 RANKS = 4
 TRIES = 5
@@ -119,8 +123,11 @@ def test_the_measured_bubble_of_zero_bubble_schedules_is_within_a_tenth_of_the_s
     assert min(bubbles) == pytest.approx(wanted, rel=0.1), bubbles
 
 
-def test_the_pillar_clock_learns_of_forward_backward_and_waiting(pipeline_engine: Engine) -> None:
-    def run(context: RankContext) -> dict[str, Any]:
+def test_the_run_folder_of_a_pipeline_tells_its_bubble(pipeline_engine: Engine, tmp_path: Path) -> None:
+    """The trace's forward and backward spans give the bubble, and a step's waiting is idle and not computing."""
+
+    def train(context: RankContext) -> list[tuple[float, RankTimes]]:
+        from muster.engine.step_ledger import StepLedger
         from muster.training.pipeline import Pipeline
 
         batch = torch.zeros(4, 1, requires_grad=True)
@@ -132,25 +139,53 @@ def test_the_pillar_clock_learns_of_forward_backward_and_waiting(pipeline_engine
             micro_batches=4,
             balance=[1] * RANKS,
         )
-        context.clock.begin_step(1, sampled=True)
-        pipeline.step(batch, batch.detach())
-        times = context.clock.end_step()
-        assert times is not None
-        pillars = context.clock.pillars(times, [])
-        timeline = pipeline.timeline()
-        return {
-            "names": [name for lane, name, _, _ in times.timeline() if lane == "loop"],
-            "pillars": pillars,
-            "rank": timeline.rank_times(context.rank),
-            "makespan": timeline.makespan,
-        }
+        ledger = StepLedger(context, buckets=0, trace_every=1)
+        told = []
+        for step in (1, 2, 3):
+            ledger.begin(step)
+            loss = pipeline.step(batch, batch.detach())
+            ledger.end(loss=loss * 4, samples=4, flops=0.0, learning_rate=0.0, checkpoint_due=False)
+            timeline = pipeline.timeline()
+            told.append((timeline.bubble, timeline.rank_times(context.rank)))
+        ledger.drain()
+        return told
 
-    for found in pipeline_engine.run(run, ranks=RANKS, threads=1):
-        pillars, rank = found["pillars"], found["rank"]
-        assert found["names"].count("forward") == found["names"].count("backward") == 4
-        assert pillars.io + pillars.compute + pillars.comm + pillars.idle == pytest.approx(pillars.wall)
-        assert rank.compute + rank.comm + rank.idle == pytest.approx(found["makespan"])
-        assert rank.compute >= 4 * 0.04
-        # three of seven units are waiting; the clock's step is a little longer than the makespan
-        assert pillars.idle == pytest.approx(pillars.wall - rank.compute, abs=0.05)
-        assert pillars.idle > 3 * 0.04 * 0.9
+    run = RunFolder.create(tmp_path, "pipeline", app="", steps=3, job_yaml="", environment={})
+    limits = Limits(ranks=RANKS, min_ranks=RANKS, max_ranks=RANKS, threads=1)
+    told = Supervision(pipeline_engine.launcher(), limits, run=run).supervise(train)
+    steps, spans = run.table("steps").to_pylist(), run.table("spans").to_pylist()
+    assert len(steps) == 3 * RANKS
+    for row in steps:
+        mine = [span for span in spans if (span["rank"], span["step"]) == (row["rank"], row["step"])]
+        names = Counter(span["name"] for span in mine)
+        assert names["forward"] == names["backward"] == 4
+        rank_times = told[row["rank"]][row["step"] - 1][1]
+        assert row["io"] + row["compute"] + row["comm"] + row["idle"] == pytest.approx(row["wall"])
+        assert row["wall"] - row["idle"] >= rank_times.compute >= 4 * 0.04
+        waited = sum(span["end"] - span["start"] for span in mine if span["name"] == "wait")
+        assert row["idle"] == pytest.approx(waited)
+        assert waited >= 0.9 * (rank_times.comm + rank_times.idle)
+    for step in (1, 2, 3):
+        busy = [
+            span for span in spans if span["step"] == step and span["name"] in ("forward", "backward", "loss")
+        ]
+        makespan = max(span["end"] for span in busy) - min(span["start"] for span in busy)
+        bubble = 1 - sum(span["end"] - span["start"] for span in busy) / (RANKS * makespan)
+        assert bubble == pytest.approx(told[0][step - 1][0], abs=0.02)
+
+
+def test_the_costly_layer_is_found_by_measuring(pipeline_engine: Engine) -> None:
+    def sizes(context: RankContext) -> list[int]:
+        from muster.training.pipeline import Pipeline
+
+        layers = [
+            _Stage(0.002, 0.0, 0.002),
+            _Stage(0.02, 0.02, 0.0),
+            *(_Stage(0.002, 0.0, 0.002) for _ in range(4)),
+        ]
+        batch = torch.zeros(4, 1)
+        return Pipeline(
+            layers, context, example=batch, loss_fn=functional.mse_loss, micro_batches=4, schedule="gpipe"
+        ).sizes
+
+    assert pipeline_engine.run(sizes, ranks=3, threads=1) == [[1, 1, 4]] * 3

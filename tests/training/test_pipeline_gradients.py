@@ -60,7 +60,7 @@ def test_four_stages_give_the_gradients_of_the_sequential_model(
 ) -> None:
     """To 1e-10 in float64 and over two steps; as many micro-batches as ranks, twice as many, and what is no multiple."""
 
-    def train(context: RankContext) -> dict[int, tuple[float, dict[str, torch.Tensor]]]:
+    def train(context: RankContext) -> dict[int, tuple[float, float, dict[str, torch.Tensor]]]:
         from muster.training.pipeline import Pipeline
 
         found = {}
@@ -76,7 +76,8 @@ def test_four_stages_give_the_gradients_of_the_sequential_model(
             for seed in (0, 1):
                 loss = pipeline.step(*_data(24, seed))
             gradients = {key: value.grad for key, value in pipeline.named_parameters()}
-            found[micro_batches] = float(loss), gradients
+            evaluated = float(pipeline.evaluate(*_data(24, 1)))
+            found[micro_batches] = float(loss), evaluated, gradients
         return found  # type: ignore[return-value]
 
     sequential = small_network(0)
@@ -91,7 +92,8 @@ def test_four_stages_give_the_gradients_of_the_sequential_model(
     for micro_batches in found[0]:
         seen: set[str] = set()
         for rank in range(RANKS):
-            pipeline_loss, gradients = found[rank][micro_batches]
+            pipeline_loss, evaluated, gradients = found[rank][micro_batches]
+            assert evaluated == pytest.approx(pipeline_loss, abs=1e-12)
             assert pipeline_loss == pytest.approx(float(loss.detach()), abs=1e-12)
             for key, gradient in gradients.items():
                 torch.testing.assert_close(gradient, wanted[key], rtol=0, atol=1e-10)
