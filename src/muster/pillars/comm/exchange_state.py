@@ -128,9 +128,10 @@ def reshard(states: Sequence[Mapping[str, Any]], rank: int, world_size: int) -> 
         RefusedInput: the states are not those of all ranks of one run.
     """
     old = len(states)
-    if [(state["rank"], state["world_size"]) for state in states] != [(index, old) for index in range(old)]:
+    found = [(state["rank"], state["world_size"]) for state in states]
+    if not found or found != [(index, old) for index in range(old)]:
         raise RefusedInput(
-            f"state of the exchange: {old} states that are not those of ranks 0 to {old - 1} of {old}; give all, in order"
+            f"state of the exchange: {old} states that are not those of all ranks of one run; give all, in order of rank"
         )
     scale = world_size / old
     parameters: dict[str, dict[str, Any]] = {}
