@@ -61,6 +61,20 @@ def test_arrays_of_sizes_and_single_sizes_agree_and_one_rank_costs_nothing() -> 
     assert link.slower(2.0).seconds("broadcast", 1e6) == pytest.approx(2 * link.seconds("broadcast", 1e6))
 
 
+def test_a_burst_that_passes_at_once_is_not_taken_for_the_rate() -> None:
+    """A bucket of 64 KiB tokens at 50 MB/s: what fits into it takes the latency when it is sent alone after a pause."""
+    sizes = [1024.0 * 4**power for power in range(7)]
+    alone = [1e-4 + max(0.0, size - 65536) / 50e6 for size in sizes]
+    busy = Link(2, {"all_reduce": Curve.fitted(sizes, alone)}).sustained()
+    for size in (16384, 65536, 1 << 20, 1 << 22):
+        assert busy.seconds("all_reduce", size) == pytest.approx(1e-4 + size / 50e6, rel=0.1)
+    affine = Link.uniform(2, latency_s=1e-4, bytes_per_s=5e7)
+    for size in (100, 1e5, 1e7):
+        assert affine.sustained().seconds("all_reduce", size) == pytest.approx(
+            affine.seconds("all_reduce", size)
+        )
+
+
 def test_a_link_survives_json() -> None:
     link = Link(2, {"all_reduce": Curve((1e3, 1e6), (1e-4, 1e-2))}, 0.25, "gloo")
     assert Link.from_json(link.to_json()) == link

@@ -162,6 +162,20 @@ class Link:
         }
         return Link(self.world_size, curves, self.shared, self.backend)
 
+    def sustained(self) -> Link:
+        """This link when it is kept busy: no message takes less than the rate of the largest ones allows.
+
+        A token bucket, as shapers and cloud networks have it, lets a burst through at once after a pause. A message that was
+        measured alone profits from that; one of many in a row does not.
+        """
+        curves = {}
+        for kind, curve in self.curves.items():
+            least = [curve.alpha + size * curve.beta for size in curve.bytes]
+            curves[kind] = Curve(
+                curve.bytes, tuple(max(pair) for pair in zip(curve.seconds, least, strict=True))
+            )
+        return Link(self.world_size, curves, self.shared, self.backend)
+
     def to_json(self) -> str:
         """As JSON, which `from_json` reads."""
         return json.dumps(asdict(self))

@@ -76,7 +76,8 @@ class Costs:
         options: Mapping[str, Mapping[str, Any]] | None = None,
         world_size: int | None = None,
     ) -> None:
-        self._profile, self._shapes, self._link, self._rates = profile, shapes, link, rates
+        self._profile, self._shapes, self._rates = profile, shapes, rates
+        self._link = link.sustained()
         self._options = options or {}
         self._world_size = world_size or profile.world_size
         self.seconds = lru_cache(maxsize=None)(self._seconds)

@@ -49,7 +49,8 @@ def predict_step(
         world_size: of the prediction.
         ends: where buckets end in the profile's order; one bucket by default.
     """
-    cost = cost_by_bytes(profile.bytes, lambda sizes: link.seconds("all_reduce", sizes, world_size))
+    busy_link = link.sustained()
+    cost = cost_by_bytes(profile.bytes, lambda sizes: busy_link.seconds("all_reduce", sizes, world_size))
     flights = tuple(fly(profile.ready_s, ends or [len(profile.bytes)], cost))
     exposed = max(0.0, flights[-1].end - profile.backward_s)
     compute = profile.step_s - profile.exposed_s
