@@ -105,7 +105,7 @@ class Exchange:
         assert own is not None
         self._group = own
         self.wire = wire(own)
-        self.failure: MusterError | None = None
+        self.failure: RuntimeError | None = None
         self._compressors: dict[tuple[str, ...], Compressor] = {}
         self._choices: dict[tuple[str, ...], Choice] = {}
         self._carried = Carried()
@@ -198,7 +198,7 @@ class Exchange:
             else:
                 self._average(job)
         except Exception as error:
-            self.failure = MusterError(
+            self.failure = RuntimeError(
                 f"exchange of gradients: bucket {job.index} ({job.names[0]} and {len(job.names) - 1} more) failed "
                 f"on rank {self.wire.rank}: {type(error).__name__}: {error}"
             )

@@ -9,6 +9,7 @@ from statistics import median
 import torch
 
 from muster.pillars.comm.compress.compressor import ComputeRates
+from muster.pillars.comm.compress.selection import reaching
 
 
 def measure_rates(device: torch.device | None = None, *, numel: int = 1 << 20) -> ComputeRates:
@@ -29,7 +30,7 @@ def measure_rates(device: torch.device | None = None, *, numel: int = 1 << 20) -
     one = torch.ones(1, device=device)
 
     streamed = _median_s(lambda: other.add_(values), device)
-    selected = _median_s(lambda: values.abs().ge(2.5).nonzero(), device)
+    selected = _median_s(lambda: reaching(values, 2.5758), device)
     scattered = _median_s(lambda: other.index_add_(0, chosen, picked), device)
     multiplied = _median_s(lambda: matrix @ vectors, device)
     called = _median_s(lambda: [one.add_(1.0) for _ in range(100)], device) / 100

@@ -7,6 +7,7 @@ estimate aims at a quarter more candidates than wanted, so the result nearly alw
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 # The sample holds about this many of the largest elements: the number of candidates then scatters by 1/16, and falling
@@ -46,9 +47,11 @@ def reaching(values: torch.Tensor, threshold: float) -> torch.Tensor:
     found = []
     for start in range(0, values.numel(), _BLOCK):
         block = values[start : start + _BLOCK]
-        # "Not less" rather than "at least": a comparison with what is not a number is false.
-        found.append(block.abs().lt_(threshold).logical_not_().nonzero().view(-1).add_(start))
-    return torch.cat(found) if found else values.new_empty(0, dtype=torch.int64)
+        # "Not less" rather than "at least": a comparison with what is not a number is false. NumPy finds the few that are
+        # set some ten times faster than torch does.
+        mask = block.abs().lt(threshold).logical_not_()
+        found.append(np.flatnonzero(mask.numpy()) + start)
+    return torch.from_numpy(np.concatenate(found)) if found else values.new_empty(0, dtype=torch.int64)
 
 
 def smallest_magnitude(values: torch.Tensor) -> float:
