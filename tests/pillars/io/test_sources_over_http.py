@@ -117,6 +117,28 @@ def test_samples_are_those_of_the_files_and_each_read_is_one_request(
         assert counted["bytes"] == there.sizes().sum()
 
 
+def test_lengths_of_rows_are_found_by_one_pass_that_is_not_repeated(
+    stored: Path, store: slow_store.Started
+) -> None:
+    table = pa.table({"text": ["x" * number for number in range(600)], "number": np.arange(600)})
+    pq.write_table(table, stored / "texts.parquet", row_group_size=100)
+    size = (stored / "texts.parquet").stat().st_size
+    numbers = Parquet(f"{store.url}/texts.parquet", columns=["number"])
+    store.forget_counts()
+    numbers.sizes()
+    assert store.counts()["reads"] == 1
+    texts = Parquet(f"{store.url}/texts.parquet")
+    store.forget_counts()
+    expected = texts.sizes()
+    counted = store.counts()
+    assert counted["reads"] == 6
+    assert counted["bytes"] <= size
+    again = Parquet(f"{store.url}/texts.parquet")
+    store.forget_counts()
+    assert np.array_equal(again.sizes(), expected)
+    assert store.counts()["reads"] == 0
+
+
 def test_class_names_are_not_quoted_as_addresses_are(stored: Path, store: slow_store.Started) -> None:
     assert Folder(f"{store.url}/photographs").classes == ["class 0", "class 1", "class 2"]
 

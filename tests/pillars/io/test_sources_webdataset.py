@@ -220,7 +220,7 @@ def test_a_tar_that_is_replaced_is_refused_while_open_and_indexed_anew(tmp_path:
 
 
 def indexes(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.parquet"))
+    return sorted(folder.glob("*.index"))
 
 
 @pytest.fixture

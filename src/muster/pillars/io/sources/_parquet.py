@@ -6,6 +6,8 @@ import bisect
 import io
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,13 @@ import numpy.typing as npt
 from muster.errors import DataError
 from muster.pillars.io.sources._addresses import expand
 from muster.pillars.io.sources._block_cache import BlockCache
+from muster.pillars.io.sources._index_cache import index_folder as default_folder
+from muster.pillars.io.sources._index_cache import kept_table
 from muster.pillars.io.sources._source import Place, Source
 from muster.pillars.io.sources._store import Store, StoredFile
 
 _FOOTER_BYTES = 65_536
+_GROUPS_AT_ONCE = 4
 _WASTE = 2.0  # runs of columns are read in one piece unless that reads more than this times the bytes wanted
 
 
@@ -31,8 +36,10 @@ class Parquet(Source):
     random order over a data set larger than that, each row costs its row group: write small groups (about 1 MB;
     ``row_group_size`` of ``pyarrow.parquet.write_table``). `rows_per_request` says how many rows a request brings.
 
-    What `read` returns is the row as an Arrow record batch in the IPC format; `sizes` is its expected length, the
-    mean of its row group, as the rows' own lengths are not known without reading them.
+    What `read` returns is the row as an Arrow record batch in the IPC format, and `sizes` its exact length. Where all
+    columns are numbers, or lists of a fixed number of them, without nulls, one row tells it. Otherwise the chosen columns
+    are read once, when `sizes` is first asked for, by one process of this machine, and the lengths kept in
+    ``index_folder``; a Parquet file does not say how long its values are.
 
     Arguments:
         urls: one or several; ``{000..012}`` stands for a sequence and ``*``, ``?`` and ``[...]`` for what matches, sorted.
@@ -40,6 +47,7 @@ class Parquet(Source):
         decode: functions by column, of the column's value (for images in the form of the Hugging Face Hub
             ``{"image": lambda value: decode_image(value["bytes"])}``, by a function of a module).
         cache_bytes: how much memory decoded row groups may take in each process.
+        index_folder: where lengths are kept; ``$XDG_CACHE_HOME/muster/row-index`` by default.
         options: for fsspec's file system.
         timeout_s: how long a connection may deliver nothing.
 
@@ -56,6 +64,7 @@ class Parquet(Source):
         columns: Sequence[str] | None = None,
         decode: Mapping[str, Callable[[Any], Any]] | None = None,
         cache_bytes: int = 256 << 20,
+        index_folder: str | os.PathLike[str] | None = None,
         options: dict[str, Any] | None = None,
         timeout_s: float = 60.0,
     ) -> None:
@@ -89,17 +98,58 @@ class Parquet(Source):
         self._ends = [int(end) for end in np.cumsum(rows, dtype=np.int64)]
         if not self._ends or not self._ends[-1]:
             raise DataError(f"{self._store.shown(self._files[0].path)}: no rows")
-        overhead = _empty_size(self._schema)
-        mean = [
-            sum(column.total_uncompressed_size for column in self._chunks(number, group)) / max(count, 1)
-            + overhead
-            for (number, group), count in zip(self._groups, rows, strict=True)
-        ]
-        self._sizes = np.repeat(np.ceil(mean).astype(np.int64), rows)
+        self._row_sizes: npt.NDArray[np.int64] | None = None
+        self._index_folder = default_folder("row-index") if index_folder is None else Path(index_folder)
+
+    def __len__(self) -> int:
+        return self._ends[-1]
 
     def sizes(self) -> npt.NDArray[np.int64]:
-        """Expected length of what `read` returns, in bytes: the mean over the row's group."""
-        return self._sizes
+        """Length of what `read` returns, in bytes; the first call may read the columns once, see the class.
+
+        Raises:
+            DataError: a row group is corrupt, or a file has changed since it was opened.
+            OSError: the store failed.
+        """
+        if self._row_sizes is None:
+            if self._fixed_size():
+                self._row_sizes = np.full(len(self), len(self.read(0)), dtype=np.int64)
+            else:
+                self._row_sizes = np.concatenate(
+                    [self._lengths(number) for number in range(len(self._files))]
+                )
+        return self._row_sizes
+
+    def _fixed_size(self) -> bool:
+        """Whether all rows have the same length: no nulls, and types that say how long their values are."""
+        if not all(_is_fixed(field.type) for field in self._schema):
+            return False
+        chunks = (chunk for number, group in self._groups for chunk in self._chunks(number, group))
+        return all(
+            chunk.is_stats_set and chunk.statistics.has_null_count and chunk.statistics.null_count == 0
+            for chunk in chunks
+        )
+
+    def _lengths(self, number: int) -> npt.NDArray[np.int64]:
+        """Length of each row of a file."""
+        import pyarrow as pa
+
+        file = self._files[number]
+        groups = [group for group, (of, _) in enumerate(self._groups) if of == number]
+
+        def make() -> Any:
+            with ThreadPoolExecutor(_GROUPS_AT_ONCE) as pool:
+                lengths = [length for each in pool.map(self._lengths_in_group, groups) for length in each]
+            return pa.table({"size": pa.array(lengths, pa.int64())})
+
+        if not file.version:
+            return np.asarray(make()["size"])
+        of = (self._store.shown(file.path), file.size, file.version, pa.__version__, _told(self._schema))
+        return np.asarray(kept_table("\n".join(map(str, of)), self._index_folder, make)["size"])
+
+    def _lengths_in_group(self, group: int) -> list[int]:
+        table = self._read_group(group)
+        return [len(_row(table, row)) for row in range(table.num_rows)]
 
     @property
     def rows_per_request(self) -> float:
@@ -122,8 +172,7 @@ class Parquet(Source):
         """
         group, row = self._group_of(index)
         table = self._cache.get(group, self._read_group)
-        # A slice shares the buffers of its table, and IPC writes what the slice needs of them.
-        return bytes(table.slice(row, 1).combine_chunks().to_batches()[0].serialize())
+        return bytes(_row(table, row))
 
     def _decode(self, index: int, stored: bytes | memoryview) -> dict[str, Any]:
         import pyarrow as pa
@@ -257,11 +306,23 @@ def _told(schema: Any) -> str:
     return ", ".join(f"{field.name} {field.type}" for field in schema)
 
 
-def _empty_size(schema: Any) -> int:
-    """What a record batch takes besides its values, in bytes."""
+def _row(table: Any, row: int) -> Any:
+    """A row as a record batch in the IPC format, the same wherever the row lies in its row group."""
+    # Of a mere slice IPC writes up to 64 bytes of the neighbours, depending on where they lie.
+    return table.take([row]).combine_chunks().to_batches()[0].serialize()
+
+
+def _is_fixed(kind: Any) -> bool:
+    """Whether all values of an Arrow type have the same length."""
     import pyarrow as pa
 
-    return len(pa.RecordBatch.from_pylist([], schema=schema).serialize())
+    if pa.types.is_fixed_size_list(kind):
+        return _is_fixed(kind.value_type)
+    if pa.types.is_struct(kind):
+        return all(_is_fixed(field.type) for field in kind)
+    return bool(
+        pa.types.is_primitive(kind) or pa.types.is_fixed_size_binary(kind) or pa.types.is_decimal(kind)
+    )
 
 
 def _value(scalar: Any) -> Any:

@@ -7,6 +7,7 @@ it ends: closing them would close sockets, and deregister them from an epoll set
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -194,7 +195,7 @@ class Store:
         try:
             stored = filesystem.cat_file(file.path, **arguments)
         except Exception as error:  # each of fsspec's stores raises errors of its own libraries
-            if getattr(error, "status", None) == 412:
+            if getattr(error, "status", None) == 412 or self._is_shorter(file, error):
                 raise self._changed(file) from error
             where = f"{self.shown(file.path)}, bytes {begin} to {end}"
             raise store_error(f"{where}: {_reason(error)}", error) from error
@@ -224,6 +225,12 @@ class Store:
             return stored
         finally:
             os.close(descriptor)
+
+    def _is_shorter(self, file: StoredFile, error: BaseException) -> bool:
+        """Whether a range could not be had because the file has another size now."""
+        if getattr(error, "status", None) != 416 and getattr(error, "errno", None) != errno.EINVAL:
+            return False
+        return self.stat(file.path).size != file.size
 
     def _changed(self, file: StoredFile) -> DataError:
         return DataError(

@@ -6,13 +6,9 @@ fetches ranges: larger ones while the headers lie close together, small ones whi
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import io
 import os
 import tarfile
-import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from muster.errors import DataError
+from muster.pillars.io.sources._index_cache import kept_table
 from muster.pillars.io.sources._store import Store, StoredFile
 
 _HOP_BYTES, _STRIDE_BYTES = 16_384, 4 << 20
@@ -45,16 +42,10 @@ class TarMembers:
     sizes: npt.NDArray[np.int64]
 
 
-def default_index_folder() -> Path:
-    """Where indexes are kept unless told otherwise: ``$XDG_CACHE_HOME/muster/tar-index``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "muster" / "tar-index"
-
-
 def tar_members(store: Store, file: StoredFile, folder: Path) -> TarMembers:
     """The members of a tar: as kept in ``folder`` for a file of this address, size and version, else read and kept there.
 
-    Processes of this machine that want the same index at the same time read the tar once. A file without a version (the store
-    tells neither entity tag nor time) is read each time.
+    A file without a version (the store tells neither entity tag nor time) is read each time.
 
     Raises:
         DataError: not a tar, a compressed one, or a truncated one.
@@ -62,23 +53,17 @@ def tar_members(store: Store, file: StoredFile, folder: Path) -> TarMembers:
     """
     if not file.version:
         return read_tar_members(store, file)
-    identity = f"{store.shown(file.path)}\n{file.size}\n{file.version}"
-    kept = folder / f"{hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()}.parquet"
-    members = _load(kept, identity)
-    if members is not None:
-        return members
-    try:
-        with _locked(kept.with_suffix(".lock")):
-            members = _load(kept, identity)
-            if members is None:
-                members = read_tar_members(store, file)
-                _keep(kept, identity, members)
-            return members
-    except _NotKept as error:
-        warnings.warn(
-            f"the index of {store.shown(file.path)} cannot be kept in {folder}: {error}", stacklevel=2
+
+    def make() -> Any:
+        import pyarrow as pa
+
+        members = read_tar_members(store, file)
+        return pa.table(
+            {"name": pa.array(members.names, pa.string()), "begin": members.begins, "size": members.sizes}
         )
-        return error.members or read_tar_members(store, file)
+
+    table = kept_table(f"{store.shown(file.path)}\n{file.size}\n{file.version}", folder, make)
+    return TarMembers(table["name"].to_pylist(), table["begin"].to_numpy(), table["size"].to_numpy())
 
 
 def read_tar_members(store: Store, file: StoredFile) -> TarMembers:
@@ -167,62 +152,3 @@ class _RangedFile(io.RawIOBase):
         self._ahead = min(2 * self._ahead, _STRIDE_BYTES) if gap <= self._ahead else _HOP_BYTES
         until = min(max(end, self._at + self._ahead), self._file.size)
         self._buffer, self._begin = self._store.read(self._file, self._at, until), self._at
-
-
-class _NotKept(Exception):
-    """The index cannot be written; carries it if it was read."""
-
-    def __init__(self, error: OSError, members: TarMembers | None = None) -> None:
-        super().__init__(str(error))
-        self.members = members
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds a lock among the processes of this machine; it goes with the process that holds it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
-    except OSError as error:
-        raise _NotKept(error) from error
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _keep(path: Path, identity: str, members: TarMembers) -> None:
-    """Writes the index under a name of its own, then gives it its name, so that no reader meets half of it."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    table = pa.table(
-        {"name": pa.array(members.names, pa.string()), "begin": members.begins, "size": members.sizes},
-        metadata={"tar": identity},
-    )
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-            try:
-                pq.write_table(table, file, write_page_checksum=True)
-                file.close()
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
-    except OSError as error:
-        raise _NotKept(error, members) from error
-
-
-def _load(path: Path, identity: str) -> TarMembers | None:
-    """A kept index, or None where there is none that is whole."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table: Any = pq.read_table(path, page_checksum_verification=True)
-        if (table.schema.metadata or {}).get(b"tar") != identity.encode():
-            return None
-        return TarMembers(
-            table["name"].to_pylist(), table["begin"].to_numpy().copy(), table["size"].to_numpy().copy()
-        )
-    except (OSError, pa.ArrowException, KeyError):  # missing or damaged: read from the tar again
-        return None

@@ -14,8 +14,9 @@ import numpy.typing as npt
 from muster.errors import DataError
 from muster.pillars.io.sources._addresses import expand
 from muster.pillars.io.sources._decoders import Decode, decoder_for, refuse_unsafe
+from muster.pillars.io.sources._index_cache import index_folder as default_folder
 from muster.pillars.io.sources._source import Place, Source
-from muster.pillars.io.sources._tar_index import TarMembers, default_index_folder, tar_members
+from muster.pillars.io.sources._tar_index import TarMembers, tar_members
 
 _TARS_AT_ONCE = 16
 
@@ -57,7 +58,7 @@ class WebDatasetTar(Source):
         options: dict[str, Any] | None = None,
         timeout_s: float = 60.0,
     ) -> None:
-        folder = default_index_folder() if index_folder is None else Path(index_folder)
+        folder = default_folder("tar-index") if index_folder is None else Path(index_folder)
         self._store, paths = expand(urls, options, timeout_s)
         self._decode_option = decode
         self._files = self._store.stat_all(paths)
