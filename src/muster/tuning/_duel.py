@@ -20,7 +20,7 @@ class Duel:
     Arguments:
         ratio: samples per second of the challenger over those of the champion.
         complete: whether all pairs were run; an incomplete duel is no win.
-        champion, challenger: their last measurements.
+        champion, challenger: of the measurements of each the one with the median speed.
     """
 
     ratio: Interval
@@ -55,17 +55,24 @@ def duel(
         None if there was no time for a single pair.
     """
     ratios: list[float] = []
-    mine = theirs = None
+    mine: list[StepTimes] = []
+    theirs: list[StepTimes] = []
     for pair in range(pairs):
         if not time_left():
             break
         if pair % 2 == 0:  # the challenger first: if it cannot run, no time is lost
-            mine, theirs = challenger(), champion()
+            mine.append(challenger())
+            theirs.append(champion())
         else:
-            theirs, mine = champion(), challenger()
-        ratios.append(mine.samples_per_s / theirs.samples_per_s)
+            theirs.append(champion())
+            mine.append(challenger())
+        ratios.append(mine[-1].samples_per_s / theirs[-1].samples_per_s)
         if len(ratios) == _FUTILE_AFTER < pairs and max(ratios) < 1:
             break
-    if mine is None or theirs is None:
+    if not ratios:
         return None
-    return Duel(median_interval(ratios), len(ratios) == pairs, theirs, mine)
+    return Duel(median_interval(ratios), len(ratios) == pairs, _median(theirs), _median(mine))
+
+
+def _median(measured: list[StepTimes]) -> StepTimes:
+    return sorted(measured, key=lambda each: each.samples_per_s)[len(measured) // 2]

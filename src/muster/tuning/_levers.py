@@ -174,8 +174,8 @@ LEVERS: Final[tuple[Lever, ...]] = (
 )
 
 
-def proposals(facts: Facts, limit: str) -> list[Proposal]:
+def proposals(facts: Facts, limit: str, levers: Sequence[Lever] = LEVERS) -> list[Proposal]:
     """Everything worth trying: the levers of the limiting pillar first, then the others'."""
-    first = [lever for lever in LEVERS if lever.pillar == limit]
-    others = [lever for lever in LEVERS if lever.pillar != limit]
+    first = [lever for lever in levers if lever.pillar == limit]
+    others = [lever for lever in levers if lever.pillar != limit]
     return [proposal for lever in (*first, *others) for proposal in lever.proposals(facts)]

@@ -13,8 +13,9 @@ import pyarrow as pa
 
 from muster.engine.run_folder import RunFolder
 from muster.errors import MusterError
+from muster.spec import load_job
 from muster.tuning._exposure import Columns
-from muster.tuning._trial import LAST_STEPS, WARM_UP_STEPS
+from muster.tuning._trial import LAST_STEPS, warm_up_steps
 
 PILLARS: Final = ("io", "compute", "comm", "idle")
 
@@ -61,10 +62,11 @@ def counted(run: RunFolder) -> tuple[Columns, Columns]:
     Raises:
         MusterError: the run has too few steps on record.
     """
+    job = load_job(run.path / "job.yaml", environ={})
+    first, last = warm_up_steps(job.how.loader_workers), job.how.steps - LAST_STEPS
     tables = []
     for name in ("steps", "collectives"):
         table = run.table(name)
-        first, last = WARM_UP_STEPS, run.state()["steps"] - LAST_STEPS
         step = table.column("step").to_numpy()
         tables.append(_columns(table.filter(pa.array((first < step) & (step <= last)))))
     if tables[0]["step"].size == 0:

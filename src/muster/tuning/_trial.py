@@ -7,13 +7,14 @@ from typing import Any, Final
 
 from muster.spec import Job, parse_job
 
-WARM_UP_STEPS: Final = 5  # not counted: caches fill, allocators grow
+_WARM_UP_STEPS: Final = 5  # not counted: caches fill, allocators grow
+_PREFETCH: Final = 2  # batches that a worker of a DataLoader has ready before the first is asked for
 LAST_STEPS: Final = 1  # not counted: the evaluation and the checkpoint at the end are in it
 
 
-def trial_steps(steps: int) -> int:
-    """How many steps a trial runs so that ``steps`` of them count."""
-    return WARM_UP_STEPS + steps + LAST_STEPS
+def warm_up_steps(loader_workers: int) -> int:
+    """Steps at the beginning of a trial that do not count; what workers have ready before the first is used up in them."""
+    return max(_WARM_UP_STEPS, _PREFETCH * loader_workers + 2)
 
 
 def trial_job(job: Job, *, name: str, steps: int, changes: Mapping[str, Any] | None = None) -> Job:
@@ -33,7 +34,9 @@ def trial_job(job: Job, *, name: str, steps: int, changes: Mapping[str, Any] | N
         JobError: the job with these changes is not valid; names the key.
     """
     content = job.model_dump(mode="json")
-    wanted = trial_steps(steps)
+    changes = dict(changes or {})
+    workers = changes.get("how.loader_workers", job.how.loader_workers)
+    wanted = warm_up_steps(workers) + steps + LAST_STEPS
     schedule = content["how"]["schedule"]
     own = {
         "name": name,
@@ -46,7 +49,7 @@ def trial_job(job: Job, *, name: str, steps: int, changes: Mapping[str, Any] | N
         "where.min_ranks": None,
         "where.max_ranks": None,
     }
-    return with_changes(content, own | dict(changes or {}))
+    return with_changes(content, own | changes)
 
 
 def with_changes(content: dict[str, Any], changes: Mapping[str, Any]) -> Job:

@@ -24,7 +24,7 @@ from muster.spec.preflight import preflight
 from muster.spec.writing import flow
 from muster.tuning._duel import Duel, duel
 from muster.tuning._intervals import Interval
-from muster.tuning._levers import Proposal, proposals
+from muster.tuning._levers import LEVERS, Lever, Proposal, proposals
 from muster.tuning._measured import StepTimes, counted, step_times
 from muster.tuning._probes import probe
 from muster.tuning._trial import trial_job, with_changes
@@ -139,6 +139,7 @@ def tune(
     steps: int = 20,
     pairs: int = 5,
     output: Path | None = None,
+    levers: Sequence[Lever] = LEVERS,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Tuning:
     """Tunes a job.
@@ -150,6 +151,7 @@ def tune(
         steps: counted steps of a trial.
         pairs: how often a proposal and the best job so far run in turn.
         output: the tuned job file; by default ``<job>.tuned.yaml`` beside the job file.
+        levers: what may be changed.
         on_stage: called with what is being done.
 
     Raises:
@@ -165,7 +167,7 @@ def tune(
         raise RefusedInput(f"-o: there is no folder {output.parent}; name a file in one that exists")
     with located(path, settings):
         preflight(job)
-    return _Tuner(job, Path(path), settings, budget_s, steps, pairs, output, on_stage).run()
+    return _Tuner(job, Path(path), settings, budget_s, steps, pairs, output, levers, on_stage).run()
 
 
 class _Tuner:
@@ -178,11 +180,12 @@ class _Tuner:
         steps: int,
         pairs: int,
         output: Path,
+        levers: Sequence[Lever],
         on_stage: Callable[[str], None],
     ) -> None:
         self._job, self._source, self._settings = job, source, settings
         self._budget_s, self._steps, self._pairs = budget_s, steps, pairs
-        self._output, self._on_stage = output, on_stage
+        self._output, self._levers, self._on_stage = output, levers, on_stage
         self._began = time.monotonic()
         self._longest_s = 0.0
         now = datetime.datetime.now(datetime.UTC)
@@ -196,6 +199,7 @@ class _Tuner:
         before, limit_before = facts.times, verdict(facts)
         self._on_stage(limit_before.sentence)
         tried: list[Tried] = []
+        won: list[Duel] = []
         while (proposal := self._next(facts, tried)) is not None:
             outcome, fought = self._try(best, proposal)
             tried.append(outcome)
@@ -203,21 +207,23 @@ class _Tuner:
                 best = with_changes(best.model_dump(mode="json"), proposal.changes)
                 changes |= proposal.changes
                 assert fought is not None
+                won.append(fought)
                 facts = self._facts(best, self._last_run)
             self._on_stage(_said(outcome))
-        gain = self._final(best, tried)
+        final = self._final(best, won)
+        gain = None if final is None else final.ratio
         if gain is not None and gain.low <= 1:
             self._on_stage(
                 "the changes together are not surely faster than the job as it was: nothing is written"
             )
             changes, tuned = {}, None
         else:
-            tuned = self._write(changes, tried, gain) if changes else None
+            tuned = self._write(changes, tried, gain) if gain is not None else None
         found = Tuning(
             job=self._job,
             folder=self._folder,
-            before=before,
-            after=facts.times if changes else before,
+            before=before if final is None else final.champion,
+            after=before if final is None else final.challenger,
             limit_before=limit_before,
             limit_after=verdict(facts) if changes else limit_before,
             tried=tuple(tried),
@@ -235,7 +241,7 @@ class _Tuner:
         done = {
             (one.proposal.lever.key, flow(value)) for one in tried for value in (one.proposal.value, one.was)
         }
-        for proposal in proposals(facts, verdict(facts).pillar):
+        for proposal in proposals(facts, verdict(facts).pillar, self._levers):
             if (proposal.lever.key, flow(proposal.value)) not in done:
                 return proposal
         return None
@@ -267,15 +273,12 @@ class _Tuner:
         )
         return Tried(proposal, was, "kept" if fought.won else "lost", fought.ratio, detail), fought
 
-    def _final(self, best: Job, tried: list[Tried]) -> Interval | None:
-        """The tuned job against the job as it was; with a single change that has been measured already."""
-        kept = [one for one in tried if one.outcome == "kept"]
-        if len(kept) < 2:
-            return kept[0].ratio if kept else None
+    def _final(self, best: Job, won: list[Duel]) -> Duel | None:
+        """The tuned job against the job as it was; with a single change that has been fought already."""
+        if len(won) < 2:
+            return won[0] if won else None
         self._on_stage("the tuned job against the job as it was")
-        fought = duel(lambda: self._timed(self._job), lambda: self._timed(best), pairs=self._pairs)
-        assert fought is not None
-        return fought.ratio
+        return duel(lambda: self._timed(self._job), lambda: self._timed(best), pairs=self._pairs)
 
     # ---- trials --------------------------------------------------------------------------------------------------
 
@@ -311,7 +314,7 @@ class _Tuner:
 
     # ---- the tuned file ------------------------------------------------------------------------------------------
 
-    def _write(self, changes: dict[str, Any], tried: list[Tried], gain: Interval | None) -> Path:
+    def _write(self, changes: dict[str, Any], tried: list[Tried], gain: Interval) -> Path:
         from muster.spec.yaml_reading import read_yaml
 
         given = {}
@@ -319,7 +322,6 @@ class _Tuner:
             key, _, text = setting.partition("=")
             given[key.strip()] = read_yaml(text.encode(), "--set").content
         now = datetime.datetime.now(datetime.UTC)
-        assert gain is not None
         remarks = [
             f"{self._source.name} tuned by `muster tune` on {platform.node()}, {now:%Y-%m-%d}: "
             f"{times(gain)} as fast, {self._pairs} pairs of {self._steps} steps in turn.",
