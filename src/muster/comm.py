@@ -15,18 +15,24 @@ if TYPE_CHECKING:
     from muster.pillars.comm.attach import Attached as Attached
     from muster.pillars.comm.attach import attach as attach
     from muster.pillars.comm.exchange import Exchange as Exchange
+    from muster.pillars.comm.hierarchical import HierarchicalWire as HierarchicalWire
     from muster.pillars.comm.layout import plan_layout as plan_layout
     from muster.pillars.comm.link import Link as Link
     from muster.pillars.comm.link_probe import measure_link as measure_link
+    from muster.pillars.comm.local_sgd import local_sgd as local_sgd
     from muster.pillars.comm.predict import predict_step as predict_step
     from muster.pillars.comm.step_profile import StepProfile as StepProfile
+    from muster.pillars.comm.tuner import Pace as Pace
 
 _HOME: Final = {
     "Attached": "attach",
     "Exchange": "exchange",
+    "HierarchicalWire": "hierarchical",
     "Link": "link",
+    "Pace": "tuner",
     "StepProfile": "step_profile",
     "attach": "attach",
+    "local_sgd": "local_sgd",
     "measure_link": "link_probe",
     "plan_layout": "layout",
     "predict_step": "predict",
@@ -35,9 +41,12 @@ _HOME: Final = {
 __all__ = [
     "Attached",
     "Exchange",
+    "HierarchicalWire",
     "Link",
+    "Pace",
     "StepProfile",
     "attach",
+    "local_sgd",
     "measure_link",
     "plan_layout",
     "predict_step",
