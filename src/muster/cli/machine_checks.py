@@ -75,6 +75,7 @@ def examine(runs: Path) -> Iterator[Finding]:
         _versions,
         _environment,
         _gpu,
+        _roofline,
     ]
     for check in checks:
         yield check()
@@ -382,3 +383,34 @@ def _gpu() -> Finding:
         f"{torch.cuda.device_count()} usable ({', '.join(names)}), CUDA {torch.version.cuda}, NCCL {version}"
     )
     return Finding("GPU", "ok", found, measured=measured)
+
+
+def _roofline() -> Finding:
+    """What one process with a thread for each core reaches: from the cache, or measured now in a second or two."""
+    try:
+        import torch
+    except ImportError as error:
+        return Finding("roofline", "warn", f"torch cannot be imported ({error})", "reinstall torch")
+    from muster.pillars.compute import machine_peaks
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(machine.cores())
+    try:
+        measured = machine_peaks(("fp32", "bf16", "fp64"), seconds=0.1)
+    finally:
+        torch.set_num_threads(before)
+    peaks = {name: measured.peaks(name).flops_per_s for name in ("fp32", "bf16", "fp64")}
+    bandwidth = measured.peaks("fp32").bytes_per_s
+    rates = ", ".join(f"{name} {rate / _GB:.0f}" for name, rate in peaks.items())
+    return Finding(
+        "roofline",
+        "ok",
+        f"{rates} GFLOP/s, memory {bandwidth / _GB:.1f} GB/s with {machine.cores()} threads ({measured.measured_utc})",
+        measured={
+            **{f"{name}_flops_per_s": rate for name, rate in peaks.items()},
+            "bytes_per_s": bandwidth,
+            "operator_s": measured.operator_s,
+            "threads": machine.cores(),
+            "measured_utc": measured.measured_utc,
+        },
+    )

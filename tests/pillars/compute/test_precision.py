@@ -63,6 +63,12 @@ def test_a_device_without_the_kernels_is_refused_in_a_sentence() -> None:
         Precision("fp16").check(torch.device("meta"))
 
 
+def test_the_check_leaves_the_random_numbers_alone() -> None:
+    state = torch.get_rng_state()
+    Precision("fp16").check(CPU)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(KeyError):
         Precision("fp8")

@@ -73,7 +73,8 @@ class Precision:
         """
         if not self.mixed:
             return
-        layers = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 3), torch.nn.Flatten(), torch.nn.Linear(4, 1))
+        with torch.random.fork_rng(devices=[]):  # the model's first weights must not depend on the precision
+            layers = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 3), torch.nn.Flatten(), torch.nn.Linear(4, 1))
         layers.to(device)
         try:
             with self.autocast(device):
