@@ -11,8 +11,9 @@ over rounds come with 95 % bootstrap intervals.
 What to expect: messages and the runtime take some tenths of a millisecond per action; the measured bubble is therefore a
 little wider than the formula's, by less the longer a stage takes. Bars: within 10 % of the formula; Chimera's smaller than
 1F1B's at the same number of micro-batches. Torch gives the first stage of a schedule with a split backward no backward for
-its input, so those two are compared with a simulation that does the same. Chimera's published formula for a backward twice as
-long holds for as many micro-batches as ranks; with more, a gap between its units remains, which the table shows.
+its input, so those two are compared with a simulation that does the same; of zbv, which has hardly a bubble to take a tenth
+of, the step may be 3 % longer than simulated. Chimera's published formula for a backward twice as long holds for as many
+micro-batches as ranks; with more, a gap between its units remains, which the table shows.
 
 Before that each schedule's gradients are compared with those of the sequential model in float64.
 """
@@ -47,15 +48,17 @@ class Variant:
         name: of the schedule.
         micro_batches: N.
         backward: how many times a forward it takes.
+        stages_per_rank: if not as many as usual.
     """
 
     name: str
     micro_batches: int
     backward: int
+    stages_per_rank: int | None = None
 
     @property
     def schedule(self) -> Schedule:
-        return make_schedule(self.name, RANKS, self.micro_batches)
+        return make_schedule(self.name, RANKS, self.micro_batches, stages_per_rank=self.stages_per_rank)
 
     @property
     def splits(self) -> bool:
@@ -87,9 +90,9 @@ VARIANTS = (
     Variant("chimera", 8, 1),
     Variant("1f1b", 8, 2),
     Variant("chimera", 8, 2),
-    Variant("interleaved", 8, 2),
-    Variant("looped-bfs", 8, 2),
-    Variant("zero-bubble", 8, 2),
+    Variant("interleaved", 4, 2),
+    Variant("looped-bfs", 4, 2),
+    Variant("zero-bubble", 4, 2, stages_per_rank=1),
     Variant("zbv", 8, 2),
 )
 
@@ -141,6 +144,7 @@ def measure(
             loss_fn=functional.mse_loss,
             micro_batches=variant.micro_batches,
             schedule=variant.name,
+            stages_per_rank=variant.stages_per_rank,
             balance=[1] * schedule.stages,
         )
         pipelines.append((pipeline, batch))
@@ -247,6 +251,12 @@ def main() -> int:
         kind = "simulation" if variant.splits else "formula"
         against = variant.simulated if variant.splits else variant.formula
         assert against is not None
+        if variant.name == "zbv":
+            longer = (1 - against) / (1 - median)  # the same work in a longer step
+            verdicts.judge(
+                "zbv: step at most 3 % longer than simulated", longer <= 1.03, f"{longer:.3f} times"
+            )
+            continue
         title = f"{variant.name}, N = {variant.micro_batches}, F:B = 1:{variant.backward}"
         verdicts.judge(
             f"{title}: bubble within 10 % of the {kind}",

@@ -45,11 +45,12 @@ class LayerProfile:
 def profile_layers(layers: Sequence[nn.Module], example: Tensor, *, repeats: int = 5) -> list[LayerProfile]:
     """Runs the layers one by one on a micro-batch and times forward and backward of each.
 
-    Parameters, their gradients, buffers (such as running statistics) and generators are left as they were.
+    Parameters, their gradients, buffers (such as running statistics) and generators are left as they were. Each layer is on
+    the device of ``example`` for its turn only, so that a model may be larger than that.
 
     Arguments:
         layers: in order; each takes the tensor that the one before returns.
-        example: one micro-batch, on the device of the layers.
+        example: one micro-batch, on the device where to time.
         repeats: how often each is timed, after one pass that is not; 0: once, untimed.
 
     Raises:
@@ -60,6 +61,9 @@ def profile_layers(layers: Sequence[nn.Module], example: Tensor, *, repeats: int
     with torch.random.fork_rng(devices), torch.enable_grad():
         value = example.detach()
         for index, layer in enumerate(layers):
+            state = next((tensor for tensor in (*layer.parameters(), *layer.buffers())), value)
+            home = state.device
+            layer.to(value.device)
             buffers = [(buffer, buffer.clone()) for buffer in layer.buffers()]
             times: list[tuple[float, float]] = []
             for _ in range(repeats + 1):
@@ -68,6 +72,7 @@ def profile_layers(layers: Sequence[nn.Module], example: Tensor, *, repeats: int
             with torch.no_grad():
                 for buffer, earlier in buffers:
                     buffer.copy_(earlier)
+            layer.to(home)
             edge = Edge(tuple(output.shape), output.dtype, output.requires_grad)
             timed = times[1:] or [(0.0, 0.0)]
             forward, backward = (min(column) for column in zip(*timed, strict=True))  # noise only adds

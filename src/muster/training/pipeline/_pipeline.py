@@ -229,15 +229,15 @@ class Pipeline:
         """Rank 0 measures and decides, so that all ranks cut alike."""
         plan: list[Any] = [None]
         if self._context.rank == 0:
-            # Where the model was made: it may fit no single device that the ranks compute on.
-            home = next((parameter.device for parameter in whole.parameters()), torch.device("cpu"))
             measured = isinstance(balance, str)
-            profiles = profile_layers(list(whole), micro_batch.to(home), repeats=5 if measured else 0)
+            micro_batch = micro_batch.to(self._context.device)
+            profiles = profile_layers(list(whole), micro_batch, repeats=5 if measured else 0)
             costs = [profile.forward_s + profile.backward_s for profile in profiles]
             sizes = balanced_partition(costs, self.schedule.stages) if measured else list(balance)
             plan = [(sizes, profiles)]
         with self._context.clock.in_a_collective():
             dist.broadcast_object_list(plan, src=0, group=self._context.control)
+        self._context.heartbeat()
         return plan[0]  # type: ignore[no-any-return]
 
     def _spread(self, cut: Sequence[nn.Sequential]) -> None:
