@@ -101,6 +101,7 @@ class Exchange:
             dist.get_process_group_ranks(group) if group is not None else None,
             backend=dist.get_backend(group),
             timeout=timeout,
+            use_local_synchronization=group is not None,  # only its members make it then
         )
         assert own is not None
         self._group = own

@@ -225,7 +225,7 @@ class OkTopK(FeedbackCompressor):
             + (16 * numel + 4 * region) / compute.stream_bytes_per_s
             + (numel + region) / compute.select_elements_per_s
             + 12 * count / compute.scatter_elements_per_s
-            + (60 + 20 * world_size + 3 * numel / (1 << 18)) * compute.call_s
+            + (60 + 20 * world_size + 4 * numel / (1 << 16)) * compute.call_s
         )
 
 

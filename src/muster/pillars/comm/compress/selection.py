@@ -14,7 +14,7 @@ import torch
 # short of a target of 1.25 k is an event of four standard deviations.
 _SAMPLED_LARGEST = 256
 _AIM = 1.25
-_BLOCK = 1 << 18  # elements per pass: its intermediates stay in the cache
+_BLOCK = 1 << 16  # elements per pass: its intermediates stay in the cache
 
 
 def largest(values: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:

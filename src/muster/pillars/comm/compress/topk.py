@@ -102,7 +102,7 @@ class TopK(FeedbackCompressor):
             16 * numel / compute.stream_bytes_per_s
             + numel / compute.select_elements_per_s
             + (4 + world_size) * count / compute.scatter_elements_per_s
-            + (30 * len(parts) + 3 * numel / (1 << 18) + 10 * world_size) * compute.call_s
+            + (30 * len(parts) + 4 * numel / (1 << 16) + 10 * world_size) * compute.call_s
         )
         if options.get("reduction", "gather") == "gather":
             return selection + link.seconds("all_gather", 8 * count, world_size)
