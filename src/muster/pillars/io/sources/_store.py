@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +35,7 @@ _VERSION_KEYS = (
 )
 _REQUESTS_AT_ONCE = 32
 
-_filesystems: dict[tuple[int, str, str], Any] = {}
+_connected: dict[tuple[str, str], Any] = {}
 _sessions: list[Any] = []
 _inherited: list[Any] = []
 
@@ -186,6 +186,8 @@ class Store:
         end = file.size if end is None else end
         if self.local:
             return self._read_local(file, begin, end)
+        if begin == end and file.size:
+            return b""  # no range is empty
         filesystem = self._filesystem()
         arguments: dict[str, Any] = {}
         if (begin, end) != (0, file.size):  # a file that grew is noticed when the whole is asked for
@@ -239,10 +241,8 @@ class Store:
 
     def _filesystem(self) -> Any:
         """This process's file system for the protocol and options."""
-        # Kept for good: what a child inherits must never be collected, see the module's text.
-        key = (os.getpid(), self.protocol, repr((sorted(self.options.items()), self.timeout_s)))
-        found = _filesystems.get(key)
-        return found if found is not None else _filesystems.setdefault(key, self._make_filesystem())
+        key = (self.protocol, repr((sorted(self.options.items()), self.timeout_s)))
+        return of_this_process(key, self._make_filesystem)
 
     def _make_filesystem(self) -> Any:
         import fsspec  # type: ignore[import-untyped]
@@ -275,6 +275,13 @@ class Store:
         return options
 
 
+def of_this_process(key: tuple[str, str], make: Callable[[], Any]) -> Any:
+    """What this process has under a key, by ``make`` the first time: things with connections, which no fork survives."""
+    # Kept for good: what a child inherits must never be collected, see the module's text.
+    found = _connected.get(key)
+    return found if found is not None else _connected.setdefault(key, make())
+
+
 async def _http_session(**arguments: Any) -> Any:
     import aiohttp
 
@@ -283,15 +290,17 @@ async def _http_session(**arguments: Any) -> Any:
     return session
 
 
-def _leave_inherited_sessions() -> None:
+def _leave_inherited_alone() -> None:
     """In a forked child: nothing may close the parent's connections, not even the end of the process."""
     for session in _sessions:
         _inherited.append(session.connector)
         session.detach()
     _sessions.clear()
+    _inherited.append(dict(_connected))
+    _connected.clear()
 
 
-os.register_at_fork(after_in_child=_leave_inherited_sessions)
+os.register_at_fork(after_in_child=_leave_inherited_alone)
 
 
 def _reason(error: BaseException) -> str:

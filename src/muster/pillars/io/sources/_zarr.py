@@ -13,10 +13,7 @@ from muster.errors import DataError, MissingExtra
 from muster.pillars.io.sources._block_cache import BlockCache
 from muster.pillars.io.sources._npy import checked_labels
 from muster.pillars.io.sources._source import Place, Source
-from muster.pillars.io.sources._store import Store, StoredFile, store_error
-
-# Of this process and, untouched, of those it was forked from; see `muster.pillars.io.sources._store`.
-_arrays: dict[tuple[int, str], Any] = {}
+from muster.pillars.io.sources._store import Store, StoredFile, of_this_process, store_error
 
 
 class Zarr(Source):
@@ -109,9 +106,7 @@ class Zarr(Source):
 
     def _array(self) -> Any:
         """This process's array; its store has connections, which no fork survives."""
-        key = os.getpid(), self._identity
-        found = _arrays.get(key)
-        return found if found is not None else _arrays.setdefault(key, _open(self._store))
+        return of_this_process(("zarr", self._identity), lambda: _open(self._store))
 
 
 def _open(store: Store) -> Any:
