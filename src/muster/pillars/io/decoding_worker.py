@@ -15,17 +15,16 @@ import pickle
 import select
 import signal
 import socket
-import struct
 import threading
 import traceback
 from typing import Any, NamedTuple
 
 from muster.pillars.io.batches import BatchMaker, Entry, Made
+from muster.pillars.io.channel import Channel
 from muster.pillars.io.raw_samples import RawSample
 from muster.pillars.io.shelf import ShelfFiles, ShelfReader
 from muster.pillars.io.staging import StagingArea
 
-_FRAME = struct.Struct("<QI")
 _PAGE = mmap.PAGESIZE
 
 
@@ -65,50 +64,6 @@ class Result(NamedTuple):
     used: int = 0
     made: Made | None = None
     error: tuple[BaseException, str] | None = None
-
-
-class Channel:
-    """Messages over a stream socket, with file descriptors beside them.
-
-    Arguments:
-        end: of a socket pair.
-    """
-
-    def __init__(self, end: socket.socket) -> None:
-        self.socket = end
-
-    def send(self, message: Any, descriptors: list[int] | None = None) -> None:
-        """Sends one message.
-
-        Raises:
-            OSError: the other end has gone.
-        """
-        body = pickle.dumps(message, protocol=5)
-        head = _FRAME.pack(len(body), len(descriptors or []))
-        sent = socket.send_fds(self.socket, [head], descriptors or [])
-        self.socket.sendall(head[sent:])
-        self.socket.sendall(body)
-
-    def receive(self) -> tuple[Any, list[int]]:
-        """Receives one message.
-
-        Raises:
-            EOFError, OSError: the other end has gone.
-        """
-        head, descriptors, _, _ = socket.recv_fds(self.socket, _FRAME.size, 128)
-        head += self._exactly(_FRAME.size - len(head))
-        length, _ = _FRAME.unpack(head)
-        return pickle.loads(self._exactly(length)), descriptors
-
-    def _exactly(self, length: int) -> bytearray:
-        body = bytearray(length)
-        view = memoryview(body)
-        while view:
-            count = self.socket.recv_into(view)
-            if count == 0:
-                raise EOFError
-            view = view[count:]
-        return body
 
 
 class _ResultMemory:

@@ -142,7 +142,7 @@ class Fetcher:
                     self._changed.notify_all()
                     pause = 0.0005
                 fetched = self._samples is not None and route in READS_THE_STORE
-                if not fetched and key not in self._open and self._overdue(route, holder, waiting_s()):
+                if not fetched and key not in self._open and self._overdue(index, route, holder, waiting_s()):
                     self._tally.add(lost_copies=1)
                     if self._samples is None:
                         self._head = (key[0], key[1] + 1)
@@ -218,9 +218,9 @@ class Fetcher:
         while self._flights and time.monotonic() < deadline:
             time.sleep(0.005)
 
-    def _overdue(self, route: Route, holder: int, waited_s: float) -> bool:
+    def _overdue(self, index: int, route: Route, holder: int, waited_s: float) -> bool:
         """Whether to stop waiting for a sample that somebody else was to bring."""
-        if waited_s > self._patience.peer_s:
+        if waited_s > self._patience.peer_s or self._holdings.refused(index, holder):
             return True
         peer = self._holdings.peers.get(holder)
         return route in (Route.NEIGHBOUR, Route.REMOTE) and (peer is None or not peer.alive())
@@ -342,6 +342,14 @@ class Fetcher:
         if peer is not None:
             peer.put(index, stored)
 
+    def will_not_come(self, index: int, holder: int) -> None:
+        """Lets the others know that a sample will not be kept: it is corrupt."""
+        peer = self._holdings.peers.get(holder)
+        if peer is None:
+            self._holdings.refuse(index)
+        else:
+            peer.refuse(index)
+
     def _fail(self, key: Key, error: DataError, cause: BaseException) -> None:
         error.__cause__ = cause
         with self._changed:
@@ -392,7 +400,7 @@ class Fetcher:
                 if self._holdings.find(job.index, job.holder) is not None:
                     break
                 stored = peer.get(job.index)
-                if stored is not None or job.key < self._head:
+                if stored is not None or job.key < self._head or peer.refuses(job.index):
                     break
                 with self._changed:  # its holder has not come to it yet
                     self._changed.wait(0.02)
@@ -400,7 +408,7 @@ class Fetcher:
                 return
             if stored is not None:
                 self._came_from_peer(job, stored)
-            elif peer.lost and self._samples is not None:
+            elif (peer.lost or peer.refuses(job.index)) and self._samples is not None:
                 with self._changed:
                     if job.key < self._head or job.key in self._open or job.key in self._staged:
                         continue

@@ -59,9 +59,23 @@ class Holdings:
         return None
 
     def keep(self, index: int, stored: Buffer, storage: StorageClass) -> bool:
-        """Puts a sample on this rank's shelf of a storage class, or on the other if there is no room."""
+        """Puts a sample on this rank's shelf of a storage class, or on the other; False, for all to see, without room."""
         ordered = sorted(self.shelves, key=lambda shelf: shelf.files.storage is not storage)
-        return any(shelf.put(index, stored) for shelf in ordered)
+        kept = any(shelf.put(index, stored) for shelf in ordered)
+        if not kept:
+            self.refuse(index)
+        return kept
+
+    def refuse(self, index: int) -> None:
+        """Lets everybody know that this rank will not keep a sample."""
+        self.shelves[0].refuse(index)
+
+    def refused(self, index: int, holder: int) -> bool:
+        """Whether a sample's holder is known not to keep it."""
+        peer = self.peers.get(holder)
+        if peer is None:
+            return self.shelves[0].refuses(index)
+        return peer.refuses(index)
 
     def stage(self, stored: Buffer, form: Form, origin: Origin) -> Place:
         """Holds a sample until `release`."""

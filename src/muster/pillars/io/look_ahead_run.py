@@ -158,6 +158,10 @@ class LookAheadRun:
         self._tally.add(**counts, store_reads=absent)
         if made.corrupt:
             self._tally.corrupt(made.corrupt)
+        kept = {index for index, _ in made.kept}
+        for entry in entries:
+            if entry.keep and entry.index not in kept:
+                self.fetcher.will_not_come(entry.index, int(self._placement.holder[entry.index]))
         for index, raw in made.kept:
             holder = int(self._placement.holder[index])
             if holder == self._rank:
@@ -171,7 +175,11 @@ class LookAheadRun:
         for position in damaged:
             index = entries[position].index
             self._holdings.forget(index)
-            entries[position] = Entry(index, self.fetcher.read_now(index))
+            place = self.fetcher.read_now(index)
+            own = self._placement.holder[index] == self._rank
+            if own and place.form is self._holdings.form:
+                self._holdings.keep(index, place.inline, storage_of(self._placement, index))
+            entries[position] = Entry(index, place, own and place.form is not self._holdings.form)
         return entries
 
     # ---- batches made here -----------------------------------------------------------------------------------------

@@ -30,7 +30,8 @@ from muster.pillars.io.shelf import Shelf, ShelfFiles, ShelfReader, checksum
 _REQUEST = struct.Struct("<BQI")  # what, sample, checksum
 _REPLY = struct.Struct("<BI")  # whether it is there, checksum
 _SHARE = struct.Struct("<BQQ")  # storage class, capacity, samples
-_GET, _PUT, _MAP = range(3)
+_GET, _PUT, _MAP, _REFUSE = range(4)
+_ABSENT, _THERE, _NEVER = range(3)
 
 _Answer = TypeVar("_Answer")
 _BROKEN = (OSError, EOFError, struct.error, AuthenticationError)
@@ -126,6 +127,9 @@ class PeerService:
                     self._give(connection, index)
                 elif what == _PUT:
                     self._take(connection, index, expected)
+                elif what == _REFUSE:
+                    self._shelves[0].refuse(index)
+                    connection.send_bytes(_REPLY.pack(_THERE, 0))
                 else:
                     self._share(connection)
         except _BROKEN:
@@ -139,16 +143,19 @@ class PeerService:
             found = shelf.get(index, check=False)
             if found is not None:
                 where = shelf.where(index)
-                connection.send_bytes(_REPLY.pack(1, where[2] if where else checksum(found)))
+                connection.send_bytes(_REPLY.pack(_THERE, where[2] if where else checksum(found)))
                 connection.send_bytes(found)
                 self.bytes_served += len(found)
                 return
-        connection.send_bytes(_REPLY.pack(0, 0))
+        never = self._shelves[0].refuses(index)
+        connection.send_bytes(_REPLY.pack(_NEVER if never else _ABSENT, 0))
 
     def _take(self, connection: Connection, index: int, expected: int) -> None:
         stored = connection.recv_bytes()
         kept = checksum(stored) == expected and any(shelf.put(index, stored) for shelf in self._shelves)
-        connection.send_bytes(_REPLY.pack(int(kept), 0))
+        if not kept:
+            self._shelves[0].refuse(index)
+        connection.send_bytes(_REPLY.pack(_THERE if kept else _NEVER, 0))
 
     def _share(self, connection: Connection) -> None:
         connection.send_bytes(bytes([len(self._shelves)]))
@@ -184,6 +191,7 @@ class Peer:
         self.lost = False
         self.shelves: list[ShelfReader] = []
         self._connection: Connection | None = None
+        self._refused: set[int] = set()
         self._lock = threading.Lock()
 
     def map_shelves(self) -> None:
@@ -220,7 +228,9 @@ class Peer:
         def ask(connection: Connection) -> bytes | None:
             connection.send_bytes(_REQUEST.pack(_GET, index, 0))
             there, expected = _REPLY.unpack(connection.recv_bytes(_REPLY.size))
-            if not there:
+            if there == _NEVER:
+                self._refused.add(index)
+            if there != _THERE:
                 return None
             found = connection.recv_bytes()
             return found if checksum(found) == expected else None
@@ -233,9 +243,22 @@ class Peer:
         def ask(connection: Connection) -> bool:
             connection.send_bytes(_REQUEST.pack(_PUT, index, checksum(stored)))
             connection.send_bytes(stored)
-            return bool(_REPLY.unpack(connection.recv_bytes(_REPLY.size))[0])
+            return bool(_REPLY.unpack(connection.recv_bytes(_REPLY.size))[0] == _THERE)
 
         return bool(self._ask(ask))
+
+    def refuse(self, index: int) -> None:
+        """Tells the peer that a sample that it was to keep will not come."""
+
+        def ask(connection: Connection) -> None:
+            connection.send_bytes(_REQUEST.pack(_REFUSE, index, 0))
+            connection.recv_bytes(_REPLY.size)
+
+        self._ask(ask)
+
+    def refuses(self, index: int) -> bool:
+        """Whether the peer is known not to keep a sample."""
+        return index in self._refused or any(shelf.refuses(index) for shelf in self.shelves[:1])
 
     def alive(self) -> bool:
         """Whether the peer still serves; looks only at the connection, so it costs little."""

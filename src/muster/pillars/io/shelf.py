@@ -29,6 +29,9 @@ from muster.pillars.io.raw_samples import Buffer
 # `end` is written last and is never 0 for a sample that is there: an entry is seen whole or not at all.
 _ENTRY = np.dtype([("end", "<u8"), ("length", "<u4"), ("checksum", "<u4")])
 
+# The end of a sample that will not be kept after all, so that nobody waits for it.
+_REFUSED = np.iinfo(np.uint64).max
+
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG)
 
 
@@ -75,11 +78,11 @@ class ShelfReader:
         self._view = memoryview(self._data) if self._data is not None else None
 
     def __contains__(self, index: int) -> bool:
-        return bool(self._end[index])
+        return self._end[index] not in (0, _REFUSED)
 
-    def present(self) -> npt.NDArray[np.bool_]:
-        """Which samples are there, of shape ``(samples,)``."""
-        return self._end != 0
+    def refuses(self, index: int) -> bool:
+        """Whether a sample will not be kept after all."""
+        return bool(self._end[index] == _REFUSED)
 
     def get(self, index: int, *, check: bool) -> memoryview | None:
         """A sample's bytes, from memory without a copy; None if they are not there or not intact.
@@ -89,7 +92,7 @@ class ShelfReader:
             check: compare the checksum; bytes from a disk are always compared.
         """
         end, length, expected = self._index[index].item()
-        if end == 0:
+        if end in (0, _REFUSED):
             return None
         if self._view is not None:
             found = self._view[end - length : end]
@@ -111,7 +114,7 @@ class ShelfReader:
     def where(self, index: int) -> tuple[int, int, int] | None:
         """Start, length and checksum of a sample in the shelf's data, if it is there."""
         end, length, expected = self._index[index].item()
-        return (end - length, length, expected) if end else None
+        return None if end in (0, _REFUSED) else (end - length, length, expected)
 
 
 class Shelf(ShelfReader):
@@ -121,6 +124,10 @@ class Shelf(ShelfReader):
         capacity: bytes.
         samples: length of the data set.
         folder: keep the bytes on the disk of this folder; None: in memory.
+
+    Attributes:
+        bytes_kept: of all samples on the shelf.
+        full: whether it has stopped growing before its capacity.
 
     Raises:
         DataError: nothing can be written in ``folder``.
@@ -136,19 +143,14 @@ class Shelf(ShelfReader):
         super().__init__(ShelfFiles(storage, data, index, capacity, samples))
         self._folder = folder
         self._lock = threading.Lock()
-        self._reserved = 0
+        self._reserved = self.bytes_kept = 0
         self.full = False
-
-    @property
-    def bytes_kept(self) -> int:
-        """Bytes of all samples on the shelf."""
-        return self._reserved
 
     def put(self, index: int, stored: Buffer) -> bool:
         """Keeps a sample; False if there is no room (any more), which is said once."""
         length = len(stored)
         with self._lock:
-            if self._end[index]:
+            if index in self:
                 return True
             if self.full or self._reserved + length > self.files.capacity:
                 return False
@@ -167,11 +169,18 @@ class Shelf(ShelfReader):
         entry = self._index[index]
         entry["length"], entry["checksum"] = length, checksum(stored)
         entry["end"] = start + length
+        with self._lock:
+            self.bytes_kept += length
         return True
 
     def forget(self, index: int) -> None:
         """Takes a sample off the shelf; its room is not used again."""
         self._end[index] = 0
+
+    def refuse(self, index: int) -> None:
+        """Lets everybody know that a sample will not be kept, because there is no room or because it is corrupt."""
+        if index not in self:
+            self._end[index] = _REFUSED
 
     def _stop_growing(self, error: OSError) -> None:
         with self._lock:
@@ -179,7 +188,7 @@ class Shelf(ShelfReader):
         if first:
             where = f"the disk cache in {self._folder}" if self._folder is not None else "the memory cache"
             warnings.warn(
-                f"{where} stops growing at {self._reserved:,} of {self.files.capacity:,} bytes: {error.strerror}; "
+                f"{where} stops growing at {self.bytes_kept:,} of {self.files.capacity:,} bytes: {error.strerror}; "
                 "what does not fit is read from the store again",
                 RuntimeWarning,
                 stacklevel=3,

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-import multiprocessing
 import os
 import selectors
 import socket
-import sys
 import threading
-import types
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
 import cloudpickle
 
 from muster.errors import MusterError
 from muster.pillars.io.batches import BatchMaker, Entry, Made
-from muster.pillars.io.decoding_worker import Channel, Result, Task, work
+from muster.pillars.io.channel import Channel
+from muster.pillars.io.decoding_server import decoding_server
+from muster.pillars.io.decoding_worker import Result, Task
 from muster.pillars.io.holdings import Holdings
 from muster.pillars.io.raw_samples import from_raw
 from muster.pillars.io.staging import StagingArea
@@ -39,8 +36,8 @@ class Listener(Protocol):
 class _Worker:
     """One worker process and the memory that it has sent results in."""
 
-    def __init__(self, process: Any, channel: Channel) -> None:
-        self.process, self.channel = process, channel
+    def __init__(self, pid: int, channel: Channel) -> None:
+        self.pid, self.channel = pid, channel
         self.busy = 0
         self.sending = threading.Lock()
         self.free: list[int] = []
@@ -69,9 +66,8 @@ class WorkerPool:
         self._lock = threading.Lock()
         # By value: what is defined in a script or a notebook arrives too, and no script runs a second time.
         prepared = cloudpickle.dumps(maker)
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch.utils.data", "muster.pillars.io.decoding_worker"])
-        self._workers = [self._started(context, prepared) for _ in range(workers)]
+        self._server = decoding_server()
+        self._workers = [_Worker(*self._server.fork(prepared)) for _ in range(workers)]
         for area, descriptors in holdings.shared():
             described = area.capacity if isinstance(area, StagingArea) else area
             for worker in self._workers:
@@ -81,7 +77,7 @@ class WorkerPool:
     @property
     def processes(self) -> list[int]:
         """Their process ids."""
-        return [worker.process.pid for worker in self._workers]
+        return [worker.pid for worker in self._workers]
 
     def make(self, number: int, entries: list[Entry], epoch: int, words: tuple[int, ...]) -> None:
         """Gives a batch to the worker that has least to do."""
@@ -102,21 +98,6 @@ class WorkerPool:
         for worker in self._workers:
             with contextlib.suppress(OSError):
                 worker.channel.socket.shutdown(socket.SHUT_RDWR)
-        for worker in self._workers:
-            worker.process.join(5)
-            if worker.process.is_alive():
-                worker.process.kill()
-                worker.process.join()
-
-    def _started(self, context: Any, prepared: bytes) -> _Worker:
-        ours, theirs = socket.socketpair()
-        process = context.Process(target=work, args=(theirs, prepared, 1), name="muster-io-decode")
-        with _without_main(), _not_daemonic():
-            process.start()
-        # It ends with our end of the socket, so nobody need wait for it at exit.
-        multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]
-        theirs.close()
-        return _Worker(process, Channel(ours))
 
     def _collect(self) -> None:
         with selectors.DefaultSelector() as selector:
@@ -156,37 +137,9 @@ class WorkerPool:
             self.listener.done(result.number, made)
 
     def _lost(self, worker: _Worker) -> None:
-        worker.process.join(1)
-        code = worker.process.exitcode
-        how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with code {code}"
         error = MusterError(
-            f"a worker process of the loader (process {worker.process.pid}) {how}; "
+            f"a worker process of the loader (process {worker.pid}) {self._server.how_it_ended(worker.pid)}; "
             "if the system killed it for want of memory, take fewer workers or less memory_bytes"
         )
         if self.listener is not None:
             self.listener.failed(None, error)
-
-
-@contextmanager
-def _without_main() -> Iterator[None]:
-    """Hides ``__main__`` while a process starts, so that it does not run the script again."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
-@contextmanager
-def _not_daemonic() -> Iterator[None]:
-    """Lets a daemonic process (a rank of a local gang) have children: these end with it of their own accord."""
-    process = multiprocessing.current_process()
-    daemonic = process.daemon
-    if daemonic:
-        process.daemon = False
-    try:
-        yield
-    finally:
-        if daemonic:
-            process.daemon = True
