@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from muster.pillars.comm.attach import Attached as Attached
     from muster.pillars.comm.attach import attach as attach
+    from muster.pillars.comm.eager import EagerExchange as EagerExchange
     from muster.pillars.comm.exchange import Exchange as Exchange
     from muster.pillars.comm.hierarchical import HierarchicalWire as HierarchicalWire
     from muster.pillars.comm.layout import plan_layout as plan_layout
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _HOME: Final = {
     "Attached": "attach",
+    "EagerExchange": "eager",
     "Exchange": "exchange",
     "HierarchicalWire": "hierarchical",
     "Link": "link",
@@ -40,6 +42,7 @@ _HOME: Final = {
 
 __all__ = [
     "Attached",
+    "EagerExchange",
     "Exchange",
     "HierarchicalWire",
     "Link",
