@@ -69,10 +69,10 @@ def _print(found: Profile) -> None:
         )
         console.print(_collectives(found))
         console.print()
-    needed = times.samples_per_s / max(1 - times.critical_shares["io"], 1e-9)
     console.print(
         f"input: {1e3 * times.pillars['io']:.3g} ms of waiting per step; the loader alone delivers "
-        f"{found.probed.loader_samples_per_s:.4g} samples/s, training without waiting would take {needed:.4g}",
+        f"{found.probed.loader_samples_per_s:.4g} samples/s, training without waiting "
+        f"would take {found.training_samples_per_s:.4g}",
         soft_wrap=True,
     )
     if found.link_bytes_per_s:

@@ -53,6 +53,11 @@ class Facts:
     link_bytes_per_s: float | None
     roofline: Placement | None = None
 
+    @property
+    def training_samples_per_s(self) -> float:
+        """Samples per second that training would take if it never waited for data."""
+        return self.job.how.batch / max(self.times.step_s - self.times.critical["io"], 1e-9)
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -121,7 +126,7 @@ def has_fast_bf16() -> bool:
 
 
 def _mend_io(facts: Facts) -> str:
-    needed = facts.job.how.batch / max(facts.times.step_s - facts.times.critical["io"], 1e-9)
+    needed = facts.training_samples_per_s
     alone = f"the loader alone delivers {facts.loader_samples_per_s:.4g} samples/s and training takes {needed:.4g}"
     workers = facts.job.how.loader_workers
     if facts.loader_samples_per_s < needed:

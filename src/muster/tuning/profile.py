@@ -32,6 +32,7 @@ class Profile:
         times: of the counted steps.
         classes: its collectives by size class, over the counted steps.
         probed: its loader and its link by themselves.
+        training_samples_per_s: samples per second that training would take if it never waited for data.
         roofline: where a rank's median step stands under this machine's roofline; None where the run recorded none.
         verdict: what limits it.
     """
@@ -42,6 +43,7 @@ class Profile:
     times: StepTimes
     classes: tuple[SizeClass, ...]
     probed: Probed
+    training_samples_per_s: float
     roofline: Placement | None
     verdict: Verdict
 
@@ -75,6 +77,7 @@ class Profile:
             "input": {
                 "wait_s": times.pillars["io"],
                 "loader_samples_per_s": self.probed.loader_samples_per_s,
+                "training_samples_per_s": self.training_samples_per_s,
             },
             "collectives": [asdict(each) | {"achieved": each.achieved} for each in self.classes],
             "link": None
@@ -141,6 +144,7 @@ def analyse(job: Job, folder: RunFolder, probed: Probed) -> Profile:
         times=facts.times,
         classes=tuple(facts.classes),
         probed=probed,
+        training_samples_per_s=facts.training_samples_per_s,
         roofline=facts.roofline,
         verdict=verdict(facts),
     )
