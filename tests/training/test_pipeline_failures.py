@@ -81,7 +81,7 @@ def _train(engine: Engine, name: str, how: str, culprit: int) -> RankFailed:
 
 
 @pytest.mark.parametrize("how", ["forward", "backward"])
-@pytest.mark.parametrize("name", ["gpipe", "1f1b", "zero-bubble", "chimera"])
+@pytest.mark.parametrize("name", ["1f1b", "zero-bubble", "chimera"])
 def test_a_stage_that_raises_stops_all_ranks_with_its_own_error(
     pipeline_engine: Engine, name: str, how: str
 ) -> None:

@@ -94,9 +94,8 @@ class Pipeline:
             (len(example) // micro_batches, *example.shape[1:]), example.dtype, example.requires_grad
         )
         edges = [first, *(profiles[bound - 1].output for bound in bounds[1:])]
-        named = list(
-            zip(whole._modules, layers, strict=True)
-        )  # named_children would leave out what comes again
+        # not named_children: it leaves out a layer that comes again
+        named = list(zip(whole._modules, layers, strict=True))
         cut = [nn.Sequential(OrderedDict(named[begin:end])) for begin, end in pairwise(bounds)]
         _check_sharing(cut)
         own = {key: cut[key[1]].to(context.device) for key in self.schedule.stages_of(context.rank)}
@@ -135,11 +134,11 @@ class Pipeline:
 
     def evaluate(self, batch: Tensor | None, target: Tensor | None) -> Tensor:
         """The loss of one batch with the stages in evaluation mode, without gradients; arguments and result as of `step`."""
-        modes = [stage.training for stage in self.stages]
+        modes = [(module, module.training) for stage in self.stages for module in stage.modules()]
         self.train(False)
         loss = self._pass(self._evaluator.evaluate, batch, target)
-        for stage, mode in zip(self.stages, modes, strict=True):
-            stage.train(mode)
+        for module, mode in modes:
+            module.training = mode
         return loss
 
     def _pass(
