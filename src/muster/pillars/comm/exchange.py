@@ -66,7 +66,7 @@ class Exchange:
         ...
         exchange.close()
 
-    Every rank must make it at the same point of its program, since it makes a process group.
+    Every rank, also one outside ``group``, must make it at the same point of its program: it makes a process group.
 
     Arguments:
         named_parameters: of the model inside DistributedDataParallel; state is kept under their names.
@@ -101,7 +101,6 @@ class Exchange:
             dist.get_process_group_ranks(group) if group is not None else None,
             backend=dist.get_backend(group),
             timeout=timeout,
-            use_local_synchronization=group is not None,  # only its members make it then
         )
         assert own is not None
         self._group = own
