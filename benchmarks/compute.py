@@ -1,23 +1,24 @@
 """What each option of the compute pillar brings on this machine, and whether the roofline tells the truth.
 
-Super-resolution (EDSR) is trained on one rank, alternating plain PyTorch with one option at a time; each option is compared with
-the plain steps measured right before or after its own. Physics expects: bf16 is faster where the processor multiplies bf16
-faster (the roofline says by how much at most); channels-last and `torch.compile` depend on the kernels, so `auto` has to find
-out; activation checkpointing costs at most the forward pass again, a third; averaging the weights costs one pass over them.
+Super-resolution (EDSR) is trained on one rank, alternating plain PyTorch with one option at a time; each option is compared
+with the plain steps measured right before or after its own. Physics expects: bf16 is faster where the processor multiplies
+bf16 faster (the roofline says by how much at most); channels-last and `torch.compile` depend on the kernels, so `auto` has to
+find out; activation checkpointing costs at most the forward pass again, a third; averaging the weights costs one pass over
+them.
 
 Bars:
 
-- no achieved FLOP/s above 1.05 × the measured peak, and a large matrix product reaches at least 0.9 of the peak of products: the
-  peak is neither too low nor too high;
-- the counted FLOPs of a step equal the sum of 2·k²·Cin·Cout·H·W over EDSR's convolutions, for the forward pass, the gradient of
-  the weights and that of the inputs (but the image's own);
+- no achieved FLOP/s above 1.05 × the measured peak, and a large matrix product reaches at least 0.9 of the peak of products:
+  the peak is neither too low nor too high;
+- the counted FLOPs of a step equal the sum of 2·k²·Cin·Cout·H·W over EDSR's convolutions, for the forward pass, the gradient
+  of the weights and that of the inputs (but the image's own);
 - `auto` is not more than 3 % slower than the better of eager and compiled;
 - activation checkpointing costs at most 4/3 of the plain step (5 % of noise granted) and gives the same gradients to the bit
   in fp64;
 - the moving average costs at most 5 % of a step.
 
-Read a row as: the option's time over that of plain PyTorch, its 95 % interval over alternating pairs, and the share of the peak
-of its own precision. With ``--quick`` only the bars without a clock are judged.
+Read a row as: the option's time over that of plain PyTorch, its 95 % interval over alternating pairs, and the share of the
+peak of its own precision. With ``--quick`` only the bars without a clock are judged.
 """
 
 from __future__ import annotations
@@ -256,8 +257,17 @@ def main() -> int:
         assert placed is not None
         shares.append((option, placed.share_of_peak))
         note = training.trial.why if training.trial is not None else ""
-        rows.append((option, f"{statistics.median(ours) * 1e3:.1f}", found[option].text(3), f"{100 * placed.share_of_peak:.0f} %",
-                     f"{placed.intensity:.1f}", placed.bound, note))  # fmt: skip
+        rows.append(
+            (
+                option,
+                f"{statistics.median(ours) * 1e3:.1f}",
+                found[option].text(3),
+                f"{100 * placed.share_of_peak:.0f} %",
+                f"{placed.intensity:.1f}",
+                placed.bound,
+                note,
+            )
+        )
     placed = place(Work(flops, traffic, operators, statistics.median(plain_times)), peaks["fp32"])
     assert placed is not None
     shares.append(("plain", placed.share_of_peak))

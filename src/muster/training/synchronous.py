@@ -87,6 +87,7 @@ class _Trainer:
         self.warm = self._warm_up()
         with context.clock.in_a_collective():
             self.peaks = gang_peaks(self.how.precision, context.device, context.control)
+        context.heartbeat()
         self.ledger = StepLedger(context, buckets=self.warm.buckets, trace_every=self.how.trace_every)
         self.saved_at = time.monotonic()
 
