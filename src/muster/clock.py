@@ -12,16 +12,18 @@ if TYPE_CHECKING:
     from muster.engine.clock import PillarClock as PillarClock
     from muster.engine.clock import Pillars as Pillars
     from muster.engine.clock.watch import Watch as Watch
+    from muster.engine.clock.watch import time_exchange as time_exchange
     from muster.engine.clock.watch import watch as watch
 
 _HOME: Final = {
     "PillarClock": "muster.engine.clock",
     "Pillars": "muster.engine.clock",
     "Watch": "muster.engine.clock.watch",
+    "time_exchange": "muster.engine.clock.watch",
     "watch": "muster.engine.clock.watch",
 }
 
-__all__ = ["PillarClock", "Pillars", "Watch", "watch"]
+__all__ = ["PillarClock", "Pillars", "Watch", "time_exchange", "watch"]
 
 
 def __getattr__(name: str) -> Any:

@@ -289,6 +289,33 @@ def test_kept_buckets_are_compressed_where_they_are(local_engine) -> None:
     assert all(0.45 * dense <= sent <= 0.55 * dense for _, sent in results)
 
 
+def _clocked(context):
+    """The training loop's way: its own clock, told of the model before it is attached."""
+    from muster import clock, comm
+
+    net = _net()
+    replica = _wrap(net)
+    clock.time_exchange(replica, context.clock)
+    attached = comm.attach(replica, "none", link=_link(context.world_size), pace=comm.Pace(2, 1, 1, 0))
+    counts = []
+
+    def after(step: int) -> None:
+        ended = context.clock.begin_step(step + 1)
+        if ended is not None:
+            counts.append(len(ended.flights))
+
+    context.clock.begin_step(0)
+    _train(replica, net, 20, context.rank, after=after)
+    return counts, len(attached.plan.ends)
+
+
+def test_a_loop_with_a_clock_of_its_own_sees_every_bucket_of_every_step(local_engine) -> None:
+    for counts, buckets in local_engine.run(_clocked, ranks=2):
+        assert len(counts) == 20
+        assert min(counts) >= 1
+        assert counts[-1] == buckets
+
+
 def _alone(context):
     from muster import comm
 

@@ -44,6 +44,11 @@ def timing_of(model: torch.nn.Module) -> Callable[[CommunicationHook], Communica
     return _timings.get(model)
 
 
+def time_exchange(model: DistributedDataParallel, clock: PillarClock) -> None:
+    """For a loop that runs a clock of its own: hooks that are registered through Muster from now on go inside the clock's."""
+    _timings[model] = clock.hook
+
+
 def watch(model: torch.nn.Module, optimizer: torch.optim.Optimizer, loader: Any = None) -> Watch:
     """Watches an existing loop; nothing in it changes but the loader that it iterates.
 

@@ -184,7 +184,7 @@ class Attached:
             )
             hook = exchange.hook
         if isinstance(buckets, str):
-            if hook is not None:
+            if hook is not None or (timing_of(self._model) is not None and not self._model._comm_hooks):
                 self._register(hook)
         else:
             caps = [float(buckets)] if isinstance(buckets, int | float) else [float(cap) for cap in buckets]
@@ -260,7 +260,7 @@ class Attached:
         timing = timing_of(self._model)
         return hook if timing is None else timing(hook or allreduce_hook)
 
-    def _register(self, hook: Hook) -> None:
+    def _register(self, hook: Hook | None) -> None:
         timed = self._timed(hook)
         assert timed is not None
         if self._model._comm_hooks:

@@ -6,7 +6,7 @@ parameters, process group and options, takes the old one's place between two ste
 The model's parameters, buffers, gradients, hooks of its modules and the optimizer's state are not touched.
 
 torch has no public way to do this; what is used here (`Reducer`, `Logger`, `_build_params_for_reducer`,
-`_rebuild_buckets`, `_push_all_rebuilt_params`) is the same in torch 2.11 to 2.13.
+`_rebuild_buckets`, `_push_all_rebuilt_params`) is the same in torch 2.11 to 2.15.
 """
 
 from __future__ import annotations
@@ -109,8 +109,9 @@ def rebuild_reducer(
         False,  # the Python reducer
         caps,
     ]
-    if hasattr(model, "batched_grad_copy"):  # new in torch 2.13
-        arguments.append(model.batched_grad_copy)
+    # Options of newer releases, in the order in which they came: 2.13 and 2.15.
+    newer = [name for name in ("batched_grad_copy", "lazy_bucket_allocation") if hasattr(model, name)]
+    arguments += [getattr(model, name) for name in newer]
     model.reducer._remove_autograd_hooks()
     model.reducer = dist.Reducer(*arguments)
     model.logger = dist.Logger(model.reducer)
