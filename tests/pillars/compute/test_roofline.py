@@ -48,6 +48,7 @@ def test_many_operators_are_overhead_bound_and_so_is_time_that_nothing_explains(
     slow = place(Work(flops=20e9, bytes=1e9, operators=10, seconds=1.0), PEAKS)
     assert slow is not None
     assert slow.bound == "overhead"  # 0.2 + 0.05: less than a third
+    assert slow.sentence.endswith("or other processes on these cores")
 
 
 def test_more_than_the_peak_is_said_to_be_impossible() -> None:

@@ -150,6 +150,8 @@ def _sentence(
             f"overhead-bound: arithmetic explains {_percent(shares['compute'])} of the compute time, memory traffic "
             f"{_percent(shares['memory'])} and launching operators {_percent(shares['overhead'])}; {of_peak}"
         )
+        if sum(shares.values()) < EXPLAINED_AT_LEAST:
+            text += "; the rest is kernels below their peak, Python, or other processes on these cores"
     if shares["compute"] > 1:
         text += "; above 100 %: the machine was busy when its peak was measured"
     return text
