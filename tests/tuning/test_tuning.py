@@ -213,25 +213,25 @@ from muster.tuning.tune import tune
 class Delay(Lever):
     pillar, key = "io", "what.delay_ms"
     def proposals(self, facts):
-        return [Proposal(self, delay, "a store so fast") for delay in (40.0, 1.0)]
+        return [Proposal(self, 1.0, "a faster store")]
 
 class Broken(Lever):
     pillar, key = "compute", "what.fail_at_call"
     def proposals(self, facts):
         return [Proposal(self, 6, "to see it fail")]
 
-found = tune(sys.argv[1], budget_s=3600, steps=15, pairs=3, levers=(Broken(), Delay()))
+found = tune(sys.argv[1], budget_s=3600, steps=8, pairs=3, levers=(Broken(), Delay()))
 write_tuning_page(found)
 print(json.dumps(found.as_json()))
 """
 
 
 def test_a_slow_store_is_found_mended_and_proven(tmp_path: Path) -> None:
-    """One rank, four samples a step of 20 ms each: a store of 1 ms is worth nearly all of the waiting."""
+    """One rank, four samples a step of 60 ms each: a store of 1 ms is worth nearly all of the waiting."""
     path = write(tmp_path)
     path.write_text(
         path.read_text()
-        .replace("width: 200", "width: 200, delay_ms: 20.0, fail_on_rank: 0")
+        .replace("width: 200", "width: 200, delay_ms: 60.0, fail_on_rank: 0")
         .replace("ranks: 2", "ranks: 1")
         .replace("batch: 8", "batch: 4")
     )
@@ -243,10 +243,8 @@ def test_a_slow_store_is_found_mended_and_proven(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
     assert found["before"]["limit"] == "io"
-    worse, better, broken = found["proposals"]  # those of the pillar that limits first
-    assert (worse["outcome"], better["outcome"], broken["outcome"]) == ("lost", "kept", "failed")
-    assert worse["ratio"]["count"] == 2
-    assert worse["ratio"]["median"] == pytest.approx(0.5, rel=0.4)  # 80 ms of waiting become 160 ms
+    better, broken = found["proposals"]  # those of the pillar that limits first
+    assert (better["outcome"], broken["outcome"]) == ("kept", "failed"), found["proposals"]
     assert "ZeroDivisionError" in broken["detail"]
     assert found["gain"]["median"] > 2
     assert found["after"]["samples_per_s"] > found["before"]["samples_per_s"]
@@ -256,5 +254,5 @@ def test_a_slow_store_is_found_mended_and_proven(tmp_path: Path) -> None:
     assert load_job(tuned).what.delay_ms == 1.0
     assert "# both cores" in tuned.read_text()
     page = Path(found["page"]).read_text()
-    assert "what.delay_ms: 20.0 → 1.0" in page
+    assert "what.delay_ms: 60.0 → 1.0" in page
     assert json.loads((Path(found["folder"]) / "tune.json").read_text()) == found
