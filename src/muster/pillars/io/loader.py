@@ -13,6 +13,7 @@ from torch.utils.data import DistributedSampler, default_collate
 
 from muster.errors import DataError
 from muster.pillars.io.access_order import AccessOrder, Tail
+from muster.pillars.io.decoding_server import decoding_server
 from muster.pillars.io.fetching import Patience
 from muster.pillars.io.loader_statistics import LoaderStatistics, Tally
 from muster.pillars.io.look_ahead_run import LookAheadRun
@@ -140,6 +141,8 @@ class LookAheadLoader:
             peer_address=peer_address,
             patience=Patience(retries, backoff_s, stall_timeout_s, peer_timeout_s),
         )
+        if workers:
+            decoding_server()  # imports torch while the training process builds its model
         self._collate = collate_fn or default_collate
         self._finish = _pinned if pin_memory else _unchanged
         self._tally = Tally()

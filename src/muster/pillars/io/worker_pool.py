@@ -9,7 +9,7 @@ import selectors
 import socket
 import threading
 import weakref
-from typing import Protocol
+from typing import Any, Protocol
 
 import cloudpickle
 
@@ -67,21 +67,28 @@ class WorkerPool:
         # By value: what is defined in a script or a notebook arrives too, and no script runs a second time.
         prepared = cloudpickle.dumps(maker)
         self._server = decoding_server()
-        self._workers = [_Worker(*self._server.fork(prepared)) for _ in range(workers)]
-        for area, descriptors in holdings.shared():
-            described = area.capacity if isinstance(area, StagingArea) else area
-            for worker in self._workers:
-                worker.channel.send(described, descriptors)
-        threading.Thread(target=self._collect, daemon=True, name="muster-io-collect").start()
+        self._workers: list[_Worker] = []
+        self._open = threading.Event()
+        # Not here: the samples of the first batches can be fetched while the server still imports torch.
+        threading.Thread(
+            target=self._run,
+            args=(workers, prepared, holdings.shared()),
+            daemon=True,
+            name="muster-io-collect",
+        ).start()
 
     @property
     def processes(self) -> list[int]:
         """Their process ids."""
+        self._open.wait()
         return [worker.pid for worker in self._workers]
 
     def make(self, number: int, entries: list[Entry], epoch: int, words: tuple[int, ...]) -> None:
         """Gives a batch to the worker that has least to do."""
+        self._open.wait()
         with self._lock:
+            if not self._workers:
+                return  # they could not be started, which has been told
             worker = min(self._workers, key=lambda each: each.busy)
             worker.busy += 1
             free, worker.free = worker.free, []
@@ -95,9 +102,29 @@ class WorkerPool:
     def close(self) -> None:
         """Ends the workers."""
         self._closed = True
+        self._open.wait(30)
         for worker in self._workers:
             with contextlib.suppress(OSError):
                 worker.channel.socket.shutdown(socket.SHUT_RDWR)
+
+    def _run(self, workers: int, prepared: bytes, areas: list[tuple[Any, list[int]]]) -> None:
+        try:
+            self._workers = [_Worker(*self._server.fork(prepared)) for _ in range(workers)]
+            for area, descriptors in areas:
+                described = area.capacity if isinstance(area, StagingArea) else area
+                for worker in self._workers:
+                    worker.channel.send(described, descriptors)
+        except (OSError, EOFError) as error:
+            self._workers = []
+            if self.listener is not None and not self._closed:
+                self.listener.failed(
+                    None,
+                    MusterError(f"worker processes of the loader cannot be started: {error or 'they ended'}"),
+                )
+            return
+        finally:
+            self._open.set()
+        self._collect()
 
     def _collect(self) -> None:
         with selectors.DefaultSelector() as selector:
