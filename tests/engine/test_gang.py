@@ -150,3 +150,15 @@ def test_what_an_engine_needs_does_not_leak_into_its_process() -> None:
             [sys.executable, "-c", textwrap.dedent(script), kind], capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
+
+
+def test_ranks_may_have_children_of_their_own(engine: Engine) -> None:
+    """As a loader with worker processes needs."""
+
+    def sum_by_child(context: RankContext) -> int:
+        import multiprocessing
+
+        with multiprocessing.get_context("forkserver").Pool(1) as pool:
+            return int(pool.apply(sum, ([context.rank, 40],)))
+
+    assert engine.run(sum_by_child, ranks=2) == [40, 41]

@@ -47,7 +47,8 @@ class LocalLauncher(Launcher):
             return
         for plan in plans:
             ours, theirs = self._context.Pipe()
-            process = self._context.Process(target=_rank_main, args=(plan, function, theirs), daemon=True)
+            # Not a daemon: such a process may have no children, and a loader's workers are a rank's children.
+            process = self._context.Process(target=_rank_main, args=(plan, function, theirs))
             with _without_main():
                 process.start()
             theirs.close()
