@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 _GAIN = 1.1  # one more doubling must bring at least this much
@@ -21,10 +22,12 @@ class Concurrency:
     Arguments:
         most: never more than this.
         window_s: length of a window, in seconds, at least.
+        clock: tells the time in seconds.
     """
 
     most: int = 32
     window_s: float = 0.25
+    clock: Callable[[], float] = time.monotonic
     bytes_per_s: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -32,7 +35,7 @@ class Concurrency:
         self.settled = False
         self._lock = threading.Lock()
         self._best = 1
-        self._since, self._bytes, self._reads = time.monotonic(), 0, 0
+        self._since, self._bytes, self._reads = self.clock(), 0, 0
         self._settled_at = 0.0
 
     @property
@@ -43,12 +46,12 @@ class Concurrency:
     def idle(self) -> None:
         """The reader had nothing to read, or no room for it: the window begins anew."""
         with self._lock:
-            self._start(time.monotonic())
+            self._start(self.clock())
 
     def arrived(self, size: int) -> None:
         """One read has ended with ``size`` bytes."""
         with self._lock:
-            now = time.monotonic()
+            now = self.clock()
             self._bytes += size
             self._reads += 1
             # The first reads after a change are those of the number before; they count for nobody.
