@@ -85,6 +85,42 @@ def test_each_layer_sends_its_own_largest_elements(local_engine: Engine) -> None
         assert results[0][step] == mean.tolist()
 
 
+@pytest.mark.parametrize("name", ["topk", "oktopk"])
+def test_descent_reaches_the_minimum_with_feedback_and_stays_far_from_it_without(
+    local_engine: Engine, name: str
+) -> None:
+    """f(x) = |x - c_r|^2 / 2 on rank r, whose sum has its minimum at the mean of the c_r, where no rank's gradient is zero.
+
+    Without feedback each rank goes on sending its own largest elements there, which need not cancel (Karimireddy et al.,
+    2019, show the like for signs).
+    """
+
+    def run(context: RankContext) -> dict[bool, float]:
+        from muster.pillars.comm.compress import Wire
+
+        centres = [gradient(rank, 0) for rank in range(context.world_size)]
+        minimum, distance = sum(centres) / context.world_size, {}
+        for feedback in (True, False):
+            compressor = load_compressor(name)(
+                parts_of([(NUMEL,)]),
+                torch.float32,
+                torch.device("cpu"),
+                density=0.02,
+                error_feedback=feedback,
+            )
+            point, wire = torch.zeros(NUMEL), Wire()
+            for step in range(1000):
+                bucket = point - centres[context.rank]
+                compressor.average(bucket, wire)
+                point -= 0.3 / (1 + step / 20) * bucket
+            distance[feedback] = float((point - minimum).norm() / minimum.norm())
+        return distance
+
+    for distance in local_engine.run(run, ranks=2):
+        assert distance[True] < 0.1
+        assert distance[False] > 4 * distance[True]
+
+
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_both_reductions_of_top_k_give_the_same_mean(local_engine: Engine, ranks: int) -> None:
     def run(context: RankContext) -> dict[str, list[float]]:

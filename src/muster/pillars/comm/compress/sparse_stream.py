@@ -18,6 +18,8 @@ MAX_NUMEL = 2**31 - 1
 
 def pack(indices: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """Pairs as bytes, ``[count * (4 + element size)]``: first the values, then the indices as int32."""
+    if not indices.numel():  # torch gives some empty tensors strides that bytes cannot have
+        return torch.empty(0, dtype=torch.uint8, device=indices.device)
     return torch.cat([values.contiguous().view(torch.uint8), indices.to(torch.int32).view(torch.uint8)])
 
 

@@ -87,4 +87,4 @@ def _bytes(tensor: torch.Tensor) -> int:
 
 def _raw(tensor: torch.Tensor) -> torch.Tensor:
     """The same memory as bytes: Gloo moves bytes of every type, but not every type."""
-    return tensor.view(torch.uint8)
+    return tensor.view(torch.uint8) if tensor.numel() else tensor.new_empty(0, dtype=torch.uint8)
