@@ -272,6 +272,8 @@ def test_arrays_that_are_no_pictures_and_tiles_of_nothing_are_refused(model):
 
 def test_progress_appears_only_when_it_takes_long(model, tmp_path, scene, monkeypatch, capfd):
     Image.fromarray(scene(30, 30)).save(tmp_path / "photo.png")
+    assert upscale_module._PROGRESS_AFTER_S == 2.0
+    monkeypatch.setattr(upscale_module, "_PROGRESS_AFTER_S", 300.0)  # a busy machine takes its time
     upscale_file(model, tmp_path / "photo.png", tmp_path / "big.png", tile=8)
     assert capfd.readouterr() == ("", "")
     monkeypatch.setattr(upscale_module, "_PROGRESS_AFTER_S", 0.0)
