@@ -32,7 +32,7 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
         "samples:i flops:f loss:f learning_rate:f"
     ),
     "collectives": _schema(
-        "attempt:i rank:i step:i kind:s group:s bucket:i bytes:i ready:f enter:f last_enter:f end:f"
+        "attempt:i rank:i step:i kind:s group:s bucket:i bytes:i wire_bytes:i ready:f enter:f last_enter:f end:f"
     ),
     "spans": _schema("attempt:i rank:i step:i lane:s name:s start:f end:f"),
     "metrics": _schema("attempt:i step:i time:f name:s value:f split:s item:s"),

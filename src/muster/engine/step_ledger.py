@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 import torch.distributed as dist
 
-from muster.engine.clock import StepTimes
+from muster.engine.clock import Bucket, StepTimes
 from muster.engine.gang import RankContext
 from muster.engine.records import TableWriter
 
@@ -173,10 +173,11 @@ class StepLedger:
         for bucket in times.buckets:
             self._tables["collectives"].append(
                 **who,
-                kind="all_reduce",
+                kind=bucket.kind,
                 group="world",
                 bucket=bucket.index,
                 bytes=bucket.bytes,
+                wire_bytes=_sent(bucket, context.world_size),
                 ready=bucket.ready,
                 enter=bucket.enter,
                 last_enter=bucket.last_enter,
@@ -185,3 +186,8 @@ class StepLedger:
         if times.sampled:
             for lane, name, start, end in times.timeline():
                 self._tables["spans"].append(**who, lane=lane, name=name, start=start, end=end)
+
+
+def _sent(bucket: Bucket, ranks: int) -> int:
+    """The payload that a rank sends for a bucket, of an all-reduce that of a bandwidth-optimal one (Patarasuk, Yuan 2009)."""
+    return 2 * bucket.bytes * (ranks - 1) // ranks if bucket.wire_bytes is None else bucket.wire_bytes

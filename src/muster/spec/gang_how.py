@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Field,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 from muster.spec.section import Section, refuse
 from muster.spec.shape import How
 from muster.spec.values import Duration, Interval
+from muster.spec.wording import shown
 
 
 class Optimizer(Section):
@@ -67,6 +75,70 @@ class Schedule(Section):
         return self
 
 
+class Communication(Section):
+    """How gradients travel between the ranks."""
+
+    compression: Literal["none", "bf16", "fp16", "int8", "powersgd", "topk", "oktopk", "auto"] = "none"
+    """What makes gradients smaller on the way; all but bf16 lose more than rounding does and keep what they have not sent
+    for the next step. ``auto`` takes for each bucket what is predicted to be quickest, and only if it wins a trial:
+    fp32 or bf16, any with `lossy`."""
+
+    lossy: bool = False
+    """Consent to lossy compression by ``auto``; naming a lossy method is consent."""
+
+    buckets: Literal["default", "auto"] | Annotated[float, Field(gt=0, le=1024)] = "default"
+    """Which gradients travel together: those that PyTorch's limits put together (1 and 25 MiB), ``auto`` for a layout
+    planned from measured times, or a size limit in MiB."""
+
+    rank: int | None = Field(default=None, ge=1, le=1024, validate_default=True)
+    """Rank of the approximation; for powersgd, by default 4."""
+
+    density: float | None = Field(default=None, gt=0, le=1, validate_default=True)
+    """Share of the gradients that is sent; for topk and oktopk, by default 0.01."""
+
+    @field_validator("buckets", mode="wrap")
+    @classmethod
+    def _say_what_buckets_may_be(cls, buckets: Any, inner: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return inner(buckets)
+        except ValidationError:  # of a union, whose message names its first member only
+            raise refuse(
+                f"found {shown(buckets)}", mend="expected default, auto, or a number of MiB above 0 to 1024"
+            ) from None
+
+    @field_validator("rank", mode="after")
+    @classmethod
+    def _fill_in_rank(cls, rank: int | None, info: ValidationInfo) -> int | None:
+        return 4 if rank is None and info.data.get("compression") == "powersgd" else rank
+
+    @field_validator("density", mode="after")
+    @classmethod
+    def _fill_in_density(cls, density: float | None, info: ValidationInfo) -> float | None:
+        return 0.01 if density is None and info.data.get("compression") in ("topk", "oktopk") else density
+
+    @model_validator(mode="after")
+    def _options_belong_to_the_method(self) -> Communication:
+        if self.rank is not None and self.compression != "powersgd":
+            raise refuse(
+                f"{self.compression} has no rank",
+                mend="remove the key, or set compression: powersgd",
+                key="rank",
+            )
+        if self.density is not None and self.compression not in ("topk", "oktopk"):
+            raise refuse(
+                f"{self.compression} has no density",
+                mend="remove the key, or set compression: topk or oktopk",
+                key="density",
+            )
+        if self.lossy and self.compression in ("none", "bf16"):
+            raise refuse(
+                f"{self.compression} is not lossy",
+                mend="remove the key, or set compression: auto",
+                key="lossy",
+            )
+        return self
+
+
 class GangHow(How):
     """Ranks in lockstep: each computes the gradient of its share of the batch, all apply the mean."""
 
@@ -111,6 +183,9 @@ class GangHow(How):
 
     schedule: Schedule = Field(default=Schedule(), validate_default=True)
     """The learning rate over the steps."""
+
+    communication: Communication = Communication()
+    """The exchange of gradients."""
 
     checkpoint_every: Interval = Field(default=Interval(every=Duration(30_000)), examples=["30s"])
     """Time or steps between two checkpoints, such as ``30s``, ``5m`` or ``200 steps``; the most that a kill
@@ -163,5 +238,18 @@ class GangHow(How):
                 f"a warm-up of {self.schedule.warmup} steps does not end within the run's {self.steps}",
                 mend=f"expected less than {self.steps}",
                 key="schedule.warmup",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _compression_suits_the_precision(self) -> GangHow:
+        method = self.communication.compression
+        if self.precision == "fp64" and method in ("bf16", "fp16", "int8", "auto"):
+            raise refuse(
+                f"{method} sends gradients of fp64 with at most 11 bits of precision"
+                if method != "auto"
+                else "auto has nothing to choose from in fp64",
+                mend="set compression: none, or precision: fp32",
+                key="communication.compression",
             )
         return self

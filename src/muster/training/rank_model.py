@@ -1,4 +1,4 @@
-"""One rank's model with all that a job's ``how`` puts around it: precision, memory format, averaging, compilation."""
+"""One rank's model with all that ``how`` puts around it: precision, memory format, averaging, compilation, exchange."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from muster.engine.gang import RankContext
@@ -17,6 +16,7 @@ from muster.errors import JobError
 from muster.pillars.compute import Precision, averaged_model, checkpoint_blocks, to_channels_last
 from muster.pillars.compute.compiled_forward import CompiledForward
 from muster.training.application import Application
+from muster.training.communication import GradientExchange
 from muster.training.recipe import make_optimizer, make_schedule
 
 
@@ -31,13 +31,15 @@ class RankModel:
     Attributes:
         module: the application's model, which the optimizer changes.
         replica: the same under DistributedDataParallel, which the loss is computed on.
+        exchange: of the replica's gradients.
         averaged: the moving average of the weights, or None.
         scaler: of the loss; transparent unless the precision is fp16.
         optimizer, schedule: of the weights.
         compiled: the compiled forward pass, not enabled yet, or None.
 
     Raises:
-        JobError: the device lacks the precision, or the model has no blocks to checkpoint.
+        JobError: the device lacks the precision, the model has no blocks to checkpoint, or its buckets cannot be laid
+            out anew.
     """
 
     def __init__(self, context: RankContext, application: Application, how: Any) -> None:
@@ -58,9 +60,12 @@ class RankModel:
             # torch 2.13 has a second name for `broadcast_buffers` and deprecates it; 2.11 has only this one.
             warnings.simplefilter("ignore", FutureWarning)
             self.replica = DistributedDataParallel(
-                self.module, gradient_as_bucket_view=True, broadcast_buffers=False
+                self.module,
+                gradient_as_bucket_view=True,
+                broadcast_buffers=False,
+                bucket_cap_mb=_limit_mib(how),
             )
-        self.replica.register_comm_hook(None, context.clock.hook(allreduce_hook))
+        self.exchange = GradientExchange(context, self.replica, how.communication, application.what.seed)
         self.compiled = None if how.compile == "off" else CompiledForward(self.module)
         self.scaler = self._precision.scaler(context.device)
         self.optimizer = make_optimizer(self.module, how.optimizer)
@@ -146,6 +151,12 @@ class RankModel:
             self.averaged.load_state_dict(state["ema"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
+
+
+def _limit_mib(how: Any) -> Any:
+    """The size limit of all buckets; None for PyTorch's own two. It is typed as an integer and multiplied as it is."""
+    buckets = how.communication.buckets
+    return None if isinstance(buckets, str) else buckets
 
 
 def _moved(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:

@@ -129,6 +129,7 @@ class _Trainer:
         self.ledger.drain()
         self._save()
         self._finish()
+        self.model.exchange.close()
         return self.step
 
     def _forward_backward(self, fetch: Iterator[Any]) -> tuple[torch.Tensor, int]:
@@ -168,6 +169,17 @@ class _Trainer:
             found = warm_up(self.context, self.model, batch, len(keys), self.how.compile)
         if found.trial is not None and not found.decided_before:
             self._event("compile", world_size=self.context.world_size, **found.trial.as_dict())
+        if found.exchange is not None:
+            chosen = found.exchange.winner()
+            self._event(
+                "communication",
+                world_size=self.context.world_size,
+                chosen=chosen.name,
+                buckets=len(found.exchange.plan.ends),
+                compressors=sorted(set(found.exchange.plan.compressors)),
+                predicted_s=chosen.predicted_s,
+                measured_s=chosen.measured_s,
+            )
         if found.trial is not None and not found.trial.kept and self.how.compile == "on":
             raise JobError(
                 f"torch.compile fails here: {found.trial.failure or found.trial.why}",
@@ -216,7 +228,7 @@ class _Trainer:
             self._event("started", world_size=self.context.world_size)
             seed_generators(self.seed + 1 + self.context.rank)
             return 0
-        state = self._state()
+        state = self._state() | self.model.exchange.template(newest)
         same_world = newest.world_size == self.context.world_size
         if not same_world:
             del state["generators"]
@@ -228,6 +240,7 @@ class _Trainer:
             optim_state_dict=state["optimizer"],
         )
         self.model.load_extra_state(state)
+        self.model.exchange.load_state(state, newest.world_size)
         if same_world:
             restore_generators(state["generators"][f"rank-{self.context.rank:05d}"])
         else:  # a stream of its own for each rank of the new gang, from here on
@@ -253,7 +266,7 @@ class _Trainer:
         with self.context.clock.stall("checkpoint"):
             self.ledger.settle()
             self.model.share_buffers()
-            self.checkpoints.save(self.step, self._state(), self.quality)
+            self.checkpoints.save(self.step, self._state() | self.model.exchange.state_dict(), self.quality)
         self.quality = None
 
     def _give_way(self, reason: str) -> None:
@@ -261,6 +274,7 @@ class _Trainer:
         self._save()
         self.checkpoints.wait()
         self._together()
+        self.model.exchange.close()
         self.context.give_way(reason)
 
     # ---- quality and results ------------------------------------------------------------------------------------------

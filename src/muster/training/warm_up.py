@@ -1,4 +1,7 @@
-"""What happens before the first counted step: buckets settle, FLOPs and bytes are counted, compiling is tried."""
+"""What happens before the first counted step: buckets settle, FLOPs and bytes are counted, what is left open is decided.
+
+Compiling is tried first and the exchange of gradients is chosen then: for the passes that the steps will run.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from muster.engine.gang import RankContext
 from muster.pillars.compute import TrafficCounter, try_compiling
 from muster.pillars.compute.compiled_forward import CompileTrial
+from muster.training.communication_record import Measured
 from muster.training.rank_model import RankModel
 
 
@@ -24,6 +28,7 @@ class WarmUp:
         buckets: of gradients.
         trial: of compiling, None where it was not tried; on record already if ``decided_before``.
         decided_before: whether an earlier attempt of this run tried it.
+        exchange: what the choice of buckets and compressors rests on, None where nothing was measured now.
     """
 
     flops: float
@@ -32,6 +37,7 @@ class WarmUp:
     buckets: int
     trial: CompileTrial | None = None
     decided_before: bool = False
+    exchange: Measured | None = None
 
 
 def warm_up(context: RankContext, model: RankModel, batch: Any, samples: int, compile: str) -> WarmUp:
@@ -48,11 +54,17 @@ def warm_up(context: RankContext, model: RankModel, batch: Any, samples: int, co
 
     Raises:
         JobError: compiling is on and fails.
+        DataError: the record of an earlier choice of buckets is damaged.
     """
     buffers = {name: buffer.clone() for name, buffer in model.module.named_buffers()}
 
     def together() -> None:
         model.backward(model.loss(batch))
+
+    def cleared() -> None:
+        together()
+        model.optimizer.zero_grad(set_to_none=False)  # what is compressed must not grow from pass to pass
+        context.heartbeat()
 
     def alone() -> None:
         with model.replica.no_sync():
@@ -61,11 +73,14 @@ def warm_up(context: RankContext, model: RankModel, batch: Any, samples: int, co
     with FlopCounterMode(display=False) as flops, TrafficCounter() as traffic:
         alone()
     context.heartbeat()
-    together()  # the next forward pass rebuilds the buckets
-    context.clock.begin_step(0)
-    together()
-    passed = context.clock.end_step()
-    trial, decided_before = _compile(context, model, alone, together, compile)
+    with model.exchange.uncompressed():
+        together()  # the next forward pass rebuilds the buckets
+        context.clock.begin_step(0)
+        together()
+        passed = context.clock.end_step()
+        trial, decided_before = _compile(context, model, alone, together, compile)
+    model.optimizer.zero_grad(set_to_none=False)
+    exchange = model.exchange.choose(cleared)
     with torch.no_grad():
         for name, buffer in model.module.named_buffers():
             buffer.copy_(buffers[name])
@@ -76,9 +91,10 @@ def warm_up(context: RankContext, model: RankModel, batch: Any, samples: int, co
         flops=flops.get_total_flops() / samples,
         bytes=traffic.bytes / samples,
         operators=traffic.operators / samples,
-        buckets=len(passed.flights),
+        buckets=model.exchange.buckets or len(passed.flights),
         trial=trial,
         decided_before=decided_before,
+        exchange=exchange,
     )
 
 

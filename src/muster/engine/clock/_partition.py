@@ -17,6 +17,8 @@ class Bucket:
         enter: when this rank called it.
         end: when its result was there.
         last_enter: when the last rank called it.
+        kind: ``all_reduce``, or the name of what compressed it.
+        wire_bytes: what this rank sent for it; None for what an all-reduce of ``bytes`` sends.
     """
 
     index: int
@@ -25,6 +27,8 @@ class Bucket:
     enter: float
     end: float
     last_enter: float
+    kind: str = "all_reduce"
+    wire_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,10 @@ Mark = Any  # float seconds (CPU) or torch.cuda.Event
 
 CommunicationHook = Callable[[Any, Any], "torch.futures.Future[torch.Tensor]"]
 
+Describe = Callable[[int], tuple[str, int | None]]
+"""From the index of a bucket that has landed: how it was exchanged, and the bytes that this rank sent for it
+(None: as for an all-reduce)."""
+
 
 @dataclass(slots=True)
 class _Flight:
@@ -29,6 +33,8 @@ class _Flight:
     bytes: int
     enter: Mark
     end: Mark = None
+    kind: str = "all_reduce"
+    wire_bytes: int | None = None
 
 
 @dataclass(slots=True)
@@ -59,7 +65,7 @@ class StepTimes:
             yield "loop", "wait", self.blocked_from, self.blocked_until
         yield from (("loop", name, start, end) for name, start, end in self.stalls)
         for bucket in self.buckets:
-            yield "comm", f"all_reduce {bucket.index}", bucket.enter, bucket.end
+            yield "comm", f"{bucket.kind} {bucket.index}", bucket.enter, bucket.end
 
 
 class PillarClock:
@@ -149,11 +155,18 @@ class PillarClock:
         yield
         self._step.spans.append((name, begin, self._mark()))
 
-    def hook(self, inner: CommunicationHook) -> CommunicationHook:
+    def hook(self, inner: CommunicationHook, describe: Describe | None = None) -> CommunicationHook:
         """A DistributedDataParallel communication hook that times ``inner``, another such hook.
+
+        A bucket is entered when it is handed to ``inner`` and ends when its mean is there, however many collectives that
+        takes.
 
         The wait of the backward pass is found through the autograd engine's final callbacks: ours is queued before
         DistributedDataParallel's own, which waits for the buckets, and a second one after it.
+
+        Arguments:
+            inner: the hook.
+            describe: what it did with a bucket; by default an all-reduce.
         """
 
         def timed(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
@@ -170,6 +183,8 @@ class PillarClock:
             def landed(done: torch.futures.Future[torch.Tensor]) -> torch.Tensor:
                 value = done.value()
                 flight.end = self._mark()
+                if describe is not None:
+                    flight.kind, flight.wire_bytes = describe(flight.index)
                 return value
 
             return future.then(landed)
@@ -227,6 +242,8 @@ class PillarClock:
                 enter=flight.enter,
                 end=flight.enter if flight.end is None else flight.end,
                 last_enter=max(entered, flight.enter),
+                kind=flight.kind,
+                wire_bytes=flight.wire_bytes,
             )
             for flight, entered in zip(step.flights, last_enter, strict=True)
         ]
