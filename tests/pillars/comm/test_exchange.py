@@ -51,7 +51,7 @@ def mixed(index: int, parts: Sequence[Part]) -> Choice:
         Choice("oktopk", {"density": 0.05, "threshold_every": 7, "partition_every": 9}),
         Choice("powersgd", {"rank": 2}),
         Choice("int8"),
-        Choice("topk", {"density": 0.1, "reduction": "streams"}),
+        Choice("topk", {"density": 0.1, "reduction": "streams", "momentum": 0.5, "warm_up_steps": 30}),
     ][index % 5]
 
 

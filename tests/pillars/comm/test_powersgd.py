@@ -67,7 +67,11 @@ def test_three_steps_are_those_of_the_paper(local_engine: Engine, ranks: int) ->
         compressor = load_compressor("powersgd")(
             parts_of(SHAPES), torch.float64, torch.device("cpu"), seed=5, rank=RANK
         )
-        first = [part["shared_factor"].numpy().copy() for part in compressor.state().parts if len(part) == 2]
+        first = [
+            part["shared_factor"].numpy().copy()
+            for part in compressor.state().parts
+            if "shared_factor" in part
+        ]
         averages = []
         for step in range(3):
             bucket = gradient(context.rank, step)

@@ -121,6 +121,36 @@ def test_descent_reaches_the_minimum_with_feedback_and_stays_far_from_it_without
         assert distance[False] > 4 * distance[True]
 
 
+def test_what_waits_gathers_momentum_and_the_density_falls_by_equal_factors(local_engine: Engine) -> None:
+    """One element at 1 per step waits for n steps behind larger ones: it is sent with sum of sums of 0.5^i."""
+
+    def run(context: RankContext) -> tuple[list[float], list[int]]:
+        from muster.pillars.comm.compress import Wire
+
+        compressor = load_compressor("topk")(
+            parts_of([(2,)]), torch.float32, torch.device("cpu"), density=0.5, momentum=0.5
+        )
+        sent, wire = [], Wire()
+        for step in range(4):
+            bucket = torch.tensor([1.0, 100.0 if step < 3 else 0.0])
+            compressor.average(bucket, wire)
+            sent.append(float(bucket[0]))
+        warm = load_compressor("topk")(
+            parts_of([(10_000,)]), torch.float32, torch.device("cpu"), density=0.01, warm_up_steps=2
+        )
+        numbers = []
+        for step in range(4):
+            bucket = torch.randn(10_000, generator=torch.Generator().manual_seed(step))
+            warm.average(bucket, wire)
+            numbers.append(int(bucket.count_nonzero()))
+        return sent, numbers
+
+    (sent, numbers), _ = local_engine.run(run, ranks=2)
+    # Velocities 1, 1.5, 1.75, 1.875.
+    assert sent == [0.0, 0.0, 0.0, 1 + 1.5 + 1.75 + 1.875]
+    assert numbers == [2500, 500, 100, 100]  # 25 %, its geometric mean with 1 %, 1 %
+
+
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_both_reductions_of_top_k_give_the_same_mean(local_engine: Engine, ranks: int) -> None:
     def run(context: RankContext) -> dict[str, list[float]]:

@@ -139,11 +139,11 @@ def reshard(states: Sequence[Mapping[str, Any]], rank: int, world_size: int) -> 
         kept = {
             key: value for key, value in entry.items() if key == "compressor" or key.startswith("shared_")
         }
-        if "residual" in entry:
-            residual = torch.zeros_like(entry["residual"])
+        for key in entry.keys() & {"residual", "velocity"}:
+            total = torch.zeros_like(entry[key])
             for source in range(rank, old, world_size):
-                residual.add_(states[source]["parameters"][name]["residual"], alpha=scale)
-            kept["residual"] = residual
+                total.add_(states[source]["parameters"][name][key], alpha=scale)
+            kept[key] = total
         parameters[name] = kept
     return {
         "format": FORMAT,

@@ -56,12 +56,13 @@ class FeedbackCompressor(Compressor):
         """Makes ``bucket`` the mean of what ranks send of their ``residual``, and takes that out of ``residual``."""
 
     def state(self) -> CompressorState:
-        parts = [{"residual": part.of(self.residual)} for part in self.parts]
-        return CompressorState(parts, {"steps": torch.tensor(self.steps)})
+        steps = torch.tensor(self.steps)
+        parts = [{"residual": part.of(self.residual), "shared_steps": steps} for part in self.parts]
+        return CompressorState(parts, {})
 
     def load_state(self, state: CompressorState) -> None:
         for part, tensors in zip(self.parts, state.parts, strict=True):
             if "residual" in tensors:
                 part.of(self.residual).copy_(tensors["residual"])
-        if "steps" in state.bucket:
-            self.steps = int(state.bucket["steps"])
+        # Buckets that were done equally often stay so; a new parameter among old ones goes with them.
+        self.steps = max((int(tensors.get("shared_steps", 0)) for tensors in state.parts), default=0)

@@ -1,7 +1,8 @@
 """Top-k: each layer's largest gradients, as pairs of index and value, with error feedback.
 
 Aji and Heafield, "Sparse communication for distributed gradient descent" (EMNLP 2017); Stich et al., "Sparsified SGD
-with memory" (NeurIPS 2018).
+with memory" (NeurIPS 2018). Momentum correction, momentum factor masking and the warm-up of the density are those of Lin
+et al., "Deep gradient compression" (ICLR 2018).
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from typing import Any
 import torch
 
 from muster.errors import RefusedInput
-from muster.pillars.comm.compress.compressor import ComputeRates, LinkModel, Part
+from muster.pillars.comm.compress.compressor import CompressorState, ComputeRates, LinkModel, Part
 from muster.pillars.comm.compress.feedback import FeedbackCompressor
 from muster.pillars.comm.compress.selection import largest
 from muster.pillars.comm.compress.sparse_stream import MAX_NUMEL, Stream, pack, sum_streams, unpack
 from muster.pillars.comm.compress.wire import Wire
+
+_FIRST_DENSITY = 0.25  # of a warm-up
 
 
 class TopK(FeedbackCompressor):
@@ -49,34 +52,58 @@ class TopK(FeedbackCompressor):
         error_feedback: bool = True,
         density: float = 0.01,
         reduction: str = "gather",
+        momentum: float = 0.0,
+        warm_up_steps: int = 0,
     ) -> None:
         super().__init__(parts, dtype, device, seed=seed, error_feedback=error_feedback)
         check_density(self.name, density, self.numel)
         if reduction not in ("gather", "streams"):
             raise RefusedInput(f"compression topk: no reduction {reduction!r}; use gather or streams")
+        if not 0 <= momentum < 1 or warm_up_steps < 0:
+            raise RefusedInput(
+                f"compression topk: momentum {momentum} and warm_up_steps {warm_up_steps} do not make sense; "
+                "use 0 up to but not including 1, and 0 or more"
+            )
         self.density, self.reduction = density, reduction
-        self._counts = [wanted(part.numel, density) for part in self.parts]
+        self.momentum, self.warm_up_steps = momentum, warm_up_steps
+        self.velocity = torch.zeros_like(self.residual) if momentum else None
+
+    def _average(self, bucket: torch.Tensor, wire: Wire) -> None:
+        if self.velocity is not None:
+            bucket.copy_(self.velocity.mul_(self.momentum).add_(bucket))
+        super()._average(bucket, wire)
+
+    def _counts(self) -> list[int]:
+        """How many elements of each part this step sends."""
+        density, first = self.density, max(self.density, _FIRST_DENSITY)
+        if self.steps < self.warm_up_steps:
+            density = first * (density / first) ** (self.steps / self.warm_up_steps)
+        return [wanted(part.numel, density) for part in self.parts]
 
     def _send(self, bucket: torch.Tensor, wire: Wire) -> None:
         # A stream of its own for each step: a resumed run draws the same sample without a generator's state.
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.steps)
+        counts = self._counts()
         indices = torch.cat(
             [
                 largest(part.of(self.residual), count, generator).add_(part.offset)
-                for part, count in zip(self.parts, self._counts, strict=True)
+                for part, count in zip(self.parts, counts, strict=True)
                 if count
             ]
         )
         values = self.residual[indices]
         self.residual[indices] = 0
+        if self.velocity is not None:
+            self.velocity[indices] = 0
         if self.reduction == "streams":
             total = sum_streams(Stream(indices, values / wire.world_size, self.numel), wire).written_out()
             bucket.copy_(total.values)
         else:
-            self._gather(bucket, indices, values / wire.world_size, wire)
+            self._gather(bucket, indices, values / wire.world_size, sum(counts), wire)
 
-    def _gather(self, bucket: torch.Tensor, indices: torch.Tensor, values: torch.Tensor, wire: Wire) -> None:
-        count = sum(self._counts)
+    def _gather(
+        self, bucket: torch.Tensor, indices: torch.Tensor, values: torch.Tensor, count: int, wire: Wire
+    ) -> None:
         # Every rank sends equally many, which spares a collective to agree on how many: a missing pair is a zero to add.
         missing = count - len(indices)
         if missing:
@@ -85,6 +112,20 @@ class TopK(FeedbackCompressor):
         bucket.zero_()
         for row in wire.all_gather(pack(indices, values)):  # in order of rank: the same sums on all ranks
             bucket.index_add_(0, *unpack(row, self.dtype))
+
+    def state(self) -> CompressorState:
+        state = super().state()
+        if self.velocity is not None:
+            for part, tensors in zip(self.parts, state.parts, strict=True):
+                tensors["velocity"] = part.of(self.velocity)
+        return state
+
+    def load_state(self, state: CompressorState) -> None:
+        super().load_state(state)
+        if self.velocity is not None:
+            for part, tensors in zip(self.parts, state.parts, strict=True):
+                if "velocity" in tensors:
+                    part.of(self.velocity).copy_(tensors["velocity"])
 
     @classmethod
     def predicted_s(
