@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import (
     Field,
@@ -79,14 +80,14 @@ class Communication(Section):
     """How gradients travel between the ranks."""
 
     compression: Literal["none", "bf16", "fp16", "int8", "powersgd", "topk", "oktopk", "auto"] = "none"
-    """What makes gradients smaller on the way; all but bf16 lose more than rounding does and keep what they have not sent
-    for the next step. ``auto`` takes for each bucket what is predicted to be quickest, and only if it wins a trial:
+    """What makes gradients smaller on the way. All but bf16 are lossy; int8, powersgd, topk and oktopk keep what they have
+    not sent for the next step. ``auto`` takes for each bucket what is predicted to be quickest, if that wins a trial:
     fp32 or bf16, any with `lossy`."""
 
     lossy: bool = False
     """Consent to lossy compression by ``auto``; naming a lossy method is consent."""
 
-    buckets: Literal["default", "auto"] | Annotated[float, Field(gt=0, le=1024)] = "default"
+    buckets: Literal["default", "auto"] | float = "default"
     """Which gradients travel together: those that PyTorch's limits put together (1 and 25 MiB), ``auto`` for a layout
     planned from measured times, or a size limit in MiB."""
 
@@ -99,12 +100,13 @@ class Communication(Section):
     @field_validator("buckets", mode="wrap")
     @classmethod
     def _say_what_buckets_may_be(cls, buckets: Any, inner: ValidatorFunctionWrapHandler) -> Any:
-        try:
-            return inner(buckets)
-        except ValidationError:  # of a union, whose message names its first member only
-            raise refuse(
-                f"found {shown(buckets)}", mend="expected default, auto, or a number of MiB above 0 to 1024"
-            ) from None
+        with contextlib.suppress(ValidationError):  # of a union, whose message names its first member only
+            found = inner(buckets)
+            if isinstance(found, str) or 0 < found <= 1024:
+                return found
+        raise refuse(
+            f"found {shown(buckets)}", mend="expected default, auto, or a number of MiB above 0 to 1024"
+        )
 
     @field_validator("rank", mode="after")
     @classmethod
