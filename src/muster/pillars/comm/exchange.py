@@ -103,6 +103,7 @@ class Exchange:
             timeout=timeout,
         )
         assert own is not None
+        dist.barrier(group=own)  # whoever closes at once does not cut off a rank that is still connecting
         self._group = own
         self.wire = wire(own)
         self.failure: RuntimeError | None = None
