@@ -3,11 +3,11 @@
 A lever looks at what limits a job and proposes values for its key; whether a proposal wins is measured, so a lever may
 propose what often does not. To add one, subclass `Lever` and name it in `LEVERS`::
 
-    class Buckets(Lever):
-        pillar, key = "comm", "how.buckets"
+    class Batch(Lever):
+        pillar, key, changes_results = "comm", "how.batch", True
 
         def proposals(self, facts):
-            return [Proposal(self, "auto", "few large messages instead of many small ones")]
+            return [Proposal(self, 2 * self.value(facts.job), "one exchange for twice as many samples")]
 """
 
 from __future__ import annotations
@@ -18,8 +18,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 from muster.spec import Job
+from muster.spec.gang_how import Communication
 from muster.spec.machine import cores
 from muster.tuning._verdict import Facts, fitting_threads, has_fast_bf16
+
+_LEAST_COMM: Final = 0.02
+"""A step of which communication is a smaller share does not get shorter by what a trial can prove."""
 
 
 class Lever(ABC):
@@ -162,6 +166,59 @@ class ActivationCheckpointing(Lever):
         )
 
 
+class PlannedBuckets(Lever):
+    """Buckets laid out from measured times, compressed as they are now: the same gradients in another order of summation."""
+
+    pillar, key = "comm", "how.communication"
+
+    def proposals(self, facts: Facts) -> Sequence[Proposal]:
+        now = self.value(facts.job)
+        if not _communicates(facts) or now.buckets == "auto":
+            return ()
+        return [Proposal(self, _given(now, buckets="auto"), "buckets planned from ready times and link")]
+
+
+class CompressedBuckets(Lever):
+    """Fewer bytes: what is quickest for each bucket, lossy only where the job has consented to that, and bf16 for all."""
+
+    pillar, key, changes_results = "comm", "how.communication", True
+
+    def proposals(self, facts: Facts) -> Sequence[Proposal]:
+        now, how = self.value(facts.job), facts.job.how
+        if not _communicates(facts) or how.precision == "fp64" or now.compression not in ("none", "auto"):
+            return ()
+        found = []
+        if now.compression != "auto" or now.buckets != "auto":
+            found.append(
+                Proposal(
+                    self,
+                    _given(now, compression="auto", buckets="auto"),
+                    "planned buckets, each with the quickest compressor"
+                    if now.lossy
+                    else "planned buckets, each in fp32 or bf16",
+                )
+            )
+        without_consent = now.model_copy(update={"lossy": False})
+        found.append(
+            Proposal(
+                self,
+                _given(without_consent, compression="bf16", buckets="auto"),
+                "half the bytes in planned buckets",
+            )
+        )
+        return found
+
+
+def _communicates(facts: Facts) -> bool:
+    """Whether a quicker exchange could be seen at all: a trial of it takes longer than most, since it measures the link."""
+    return facts.job.how.ranks > 1 and facts.times.shares["comm"] >= _LEAST_COMM
+
+
+def _given(now: Communication, **changes: Any) -> dict[str, Any]:
+    """``how.communication`` with some values changed, as short as a person would write it."""
+    return now.model_copy(update=changes).model_dump(mode="json", exclude_defaults=True)
+
+
 #: In the order in which they are tried within a pillar: what is cheapest and most certain first.
 LEVERS: Final[tuple[Lever, ...]] = (
     Threads(),
@@ -171,6 +228,8 @@ LEVERS: Final[tuple[Lever, ...]] = (
     ChannelsLast(),
     Compile(),
     ActivationCheckpointing(),
+    PlannedBuckets(),
+    CompressedBuckets(),
 )
 
 
