@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -25,6 +26,7 @@ from muster.errors import CheckpointCorrupt
 
 MANIFEST: Final = "manifest.json"
 _CHUNK_BYTES: Final = 1 << 20
+_FULL_BYTES: Final = 1 << 20  # a disk with less is full
 
 
 @dataclass(frozen=True)
@@ -184,8 +186,8 @@ class CheckpointStore:
             self._prune()
             self._event("checkpoint", step=step, bytes=size, seconds=self._context.clock.now() - began)
         except BaseException as error:  # torch raises CheckpointException, a BaseException
+            reason = _why(error, shutil.disk_usage(self._folder).free)
             shutil.rmtree(draft, ignore_errors=True)
-            reason = " ".join(str(error).split())[-300:]
             self._event("checkpoint_failed", step=step, why=reason)
             print(
                 f"warning: the checkpoint of step {step} could not be written, the one before is kept: {reason}",
@@ -212,6 +214,19 @@ class CheckpointStore:
     def _event(self, kind: str, **detail: Any) -> None:
         if self._context.events is not None:
             self._context.events(kind, **detail)
+
+
+def _why(error: BaseException, free: int) -> str:
+    """Why a write failed: the system's word for it where one is in the text, else its end.
+
+    torch's writer may only say that its position in the file is not what it expected; then a full disk speaks for itself.
+    """
+    text = str(error)
+    found = re.search(r"\[Errno \d+\][^\n]*", text)
+    reason = found[0] if found else " ".join(text.split())[-300:]
+    if free < _FULL_BYTES and "No space left" not in reason:
+        reason = f"No space left on the disk ({free} bytes are free): {reason}"
+    return reason
 
 
 def _seal(draft: Path, step: int, world_size: int, quality: float | None) -> int:
