@@ -41,7 +41,7 @@ def test_no_product_of_numpy_is_much_faster_than_the_peak() -> None:
         a @ a
         times.append(time.perf_counter() - began)
     # another library on a machine that may be busy with other things: the same order of magnitude
-    assert 0.2 < peak.flops_per_s / (2 * 1024**3 / min(times)) < 20
+    assert 0.02 < peak.flops_per_s / (2 * 1024**3 / min(times)) < 20
     assert 1e8 < peak.bytes_per_s < 1e13
     assert 1e-8 < peak.operator_s < 1e-3
 

@@ -218,6 +218,8 @@ def test_a_stopped_peer_is_given_up_after_its_time(serving: Any) -> None:
     far = made(local_memory=False)
     assert far.get(7) is not None
     process.send_signal(signal.SIGSTOP)
+    while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        time.sleep(0.01)  # a signal sent is not yet a process stopped
     began = time.monotonic()
     assert far.get(8) is None
     assert 0.4 < time.monotonic() - began < 5
