@@ -23,11 +23,10 @@ from muster.engine.checkpoint import Checkpoint
 from muster.engine.gang import RankContext
 from muster.errors import DataError, JobError
 from muster.pillars.comm.compress.compressor import Compressor
-from muster.pillars.comm.compress.registry import compressor_names, load_compressor
 from muster.pillars.comm.exchange import Choice, Exchange
 from muster.pillars.comm.exchange_state import reshard
 from muster.pillars.comm.layout import capped_layout
-from muster.pillars.comm.plan import Costs, Plan, plan_for, sparse_pays
+from muster.pillars.comm.plan import Costs, Plan, automatic_candidates, plan_for
 from muster.pillars.comm.reducer import rebuild_reducer, reduced_parameters, size_limits, why_not_rebuilt
 from muster.pillars.comm.step_profile import StepProfile, StepRecorder
 from muster.pillars.comm.tuner import Pace, Tuner
@@ -204,13 +203,8 @@ class GradientExchange:
         method = self._settings.compression
         if method != "auto":
             return [method]
-        names = ["none", "bf16"]
-        for name in compressor_names() if self._settings.lossy else ():
-            kind = load_compressor(name)
-            density = getattr(kind, "default_density", 0.01)
-            if kind.lossy and sparse_pays(name, density, self._context.world_size):
-                names.append(name)
-        return names
+        dtype = next(self._replica.parameters()).dtype
+        return automatic_candidates(self._settings.lossy, dtype, self._context.world_size)
 
     def _compare(self, tuner: Tuner, one_pass: Callable[[], None]) -> Measured:
         """Buckets as they are: each bucket's quickest compressor by prediction, kept if all together win a trial."""

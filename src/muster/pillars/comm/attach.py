@@ -17,10 +17,10 @@ from torch.nn.parallel import DistributedDataParallel
 from muster.engine.clock.watch import hook_owners, timing_of
 from muster.errors import RefusedInput
 from muster.pillars.comm.compress.compressor import Part
-from muster.pillars.comm.compress.registry import compressor_names, load_compressor
+from muster.pillars.comm.compress.registry import load_compressor
 from muster.pillars.comm.exchange import Choice, Exchange
 from muster.pillars.comm.link import Link
-from muster.pillars.comm.plan import Plan, sparse_pays
+from muster.pillars.comm.plan import Plan, automatic_candidates
 from muster.pillars.comm.reducer import Hook, rebuild_reducer, reduced_parameters, why_not_rebuilt
 from muster.pillars.comm.step_profile import StepProfile
 from muster.pillars.comm.tuner import Pace, Tuner
@@ -127,7 +127,7 @@ class Attached:
         self._position = {name: position for position, name in enumerate(names)}
         candidates = [compression]
         if compression == "auto":
-            candidates = _allowed(lossy, parameters[0].dtype, self._world_size)
+            candidates = automatic_candidates(lossy, parameters[0].dtype, self._world_size)
         self._options = {} if compression == "auto" else {compression: dict(options)}
         self._tuner = Tuner(model, candidates, self._options, self._install, pace=pace, link=link)
         self.exchange: Exchange | None = None
@@ -322,17 +322,3 @@ class Attached:
         if self.exchange is not None:
             self.exchange.close()
             self.exchange = None
-
-
-def _allowed(lossy: bool, dtype: torch.dtype, world_size: int) -> list[str]:
-    """What ``auto`` may choose from, the least intrusive first."""
-    if dtype != torch.float32:
-        return ["none"]
-    names = ["none", "bf16"]
-    if lossy:
-        for name in compressor_names():
-            kind = load_compressor(name)
-            density = getattr(kind, "default_density", 0.01)
-            if kind.lossy and name not in names and sparse_pays(name, density, world_size):
-                names.append(name)
-    return names

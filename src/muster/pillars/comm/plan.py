@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from muster.pillars.comm.compress.compressor import ComputeRates, Part, parts_of
-from muster.pillars.comm.compress.registry import load_compressor
+from muster.pillars.comm.compress.registry import compressor_names, load_compressor
 from muster.pillars.comm.layout import Flight, fly, merged, plan_layout
 from muster.pillars.comm.link import Link
 from muster.pillars.comm.step_profile import StepProfile
@@ -148,3 +148,23 @@ def sparse_pays(name: str, density: float, world_size: int, against: str = "bf16
         return True
     bound = 1 / world_size if name == "topk" else 1 / 3
     return density < (bound / 2 if against == "bf16" else bound)
+
+
+def automatic_candidates(lossy: bool, dtype: torch.dtype, world_size: int) -> list[str]:
+    """What ``auto`` may choose each bucket's compressor from, the least intrusive first.
+
+    Arguments:
+        lossy: whether the user consents to lossy compression.
+        dtype: of the gradients.
+        world_size: how many ranks exchange.
+    """
+    if dtype != torch.float32:
+        return ["none"]
+    names = ["none", "bf16"]
+    if lossy:
+        for name in compressor_names():
+            kind = load_compressor(name)
+            density = getattr(kind, "default_density", 0.01)
+            if kind.lossy and name not in names and sparse_pays(name, density, world_size):
+                names.append(name)
+    return names
