@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import time
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from muster.io import Folder, StoredSamples
 from muster.spec import What
 from muster.training.application import Application
 
@@ -64,6 +68,7 @@ class NetworkWhat(What):
     fail_on_rank: int = 1
     hang_at_call: int = 0
     width: int = 64
+    depth: int = 1
     dropout: float = 0.1
 
 
@@ -96,8 +101,7 @@ class Network(Application):
             nn.Linear(8, width),
             nn.ReLU(),
             nn.Dropout(self.what.dropout),
-            nn.Linear(width, width),
-            nn.ReLU(),
+            *(layer for _ in range(self.what.depth) for layer in (nn.Linear(width, width), nn.ReLU())),
             nn.Linear(width, 1),
         )
 
@@ -120,3 +124,103 @@ class Network(Application):
     def evaluate(self, model: nn.Module, item: int) -> dict[str, float]:
         clean = Noisy(0).inputs[item].to(next(model.parameters()))
         return {"closeness": -float((model(clean)[0] - clean.sum().sin()).abs())}
+
+
+class FilesWhat(What):
+    folder: str
+    width: int = 32
+
+
+class Files:
+    """Samples in files named by their number, each of which holds floats; decoding adds noise from torch's generator.
+
+    A read of the store appends the number to the file ``reads`` beside the folder, in one `write`.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        self._sizes = [path.stat().st_size for path in self._paths()]
+
+    @classmethod
+    def made(cls, folder: Path, samples: int) -> Files:
+        folder.mkdir()
+        generator = np.random.default_rng(2)
+        for index in range(samples):
+            (folder / f"{index:05d}").write_bytes(generator.standard_normal(8, np.float32).tobytes())
+        return cls(str(folder))
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.iterdir())
+
+    def reads(self) -> list[int]:
+        return [int(line) for line in self.folder.with_name("reads").read_text().split()]
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.decode(index, self.read(index))
+
+    def sizes(self) -> np.ndarray:
+        return np.array(self._sizes)
+
+    def read(self, index: int) -> bytes:
+        log = os.open(self.folder.with_name("reads"), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(log, f"{index}\n".encode())
+        os.close(log)
+        return (self.folder / f"{index:05d}").read_bytes()
+
+    def decode(self, index: int, stored: bytes | memoryview) -> tuple[torch.Tensor, torch.Tensor]:
+        clean = torch.tensor(np.frombuffer(stored, np.float32))
+        return clean + 0.1 * torch.randn(8), clean.sum().sin()
+
+
+class Filed(Network):
+    """The network, trained on `Files`."""
+
+    What = FilesWhat
+    quality = None
+
+    def build_model(self) -> nn.Module:
+        width = self.what.width
+        return nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Dropout(0.1), nn.Linear(width, 1))
+
+    def training_data(self) -> StoredSamples:
+        return Files(self.what.folder)
+
+    def loss(self, model: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
+        inputs, targets = batch
+        return nn.functional.mse_loss(model(inputs)[:, 0], targets)
+
+    def evaluation_data(self) -> list[int]:
+        return []
+
+
+class PicturesWhat(What):
+    url: str
+    features: int = 16
+
+
+class Pictures(Application):
+    """Learns to tell a picture's mean colour through convolutions; the pictures are files of a store."""
+
+    What = PicturesWhat
+
+    def build_model(self) -> nn.Module:
+        features = self.what.features
+        return nn.Sequential(
+            nn.Conv2d(3, features, 3, stride=2),
+            nn.ReLU(),
+            nn.Conv2d(features, features, 3),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(features, 3),
+        )
+
+    def training_data(self) -> StoredSamples:
+        return Folder(self.what.url, labels=False)
+
+    def loss(self, model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        pictures = batch.to(torch.float32) / 255
+        return nn.functional.mse_loss(model(pictures), pictures.mean((2, 3)))

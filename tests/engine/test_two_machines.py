@@ -6,6 +6,7 @@ ranks find out about each other's clocks has a known answer.
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import subprocess
@@ -15,10 +16,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from muster_test_applications import Files
 
 from engine import namespaces, runs
 from engine.namespaces import Namespace
 from muster.engine.processes import Warded
+from muster.engine.run_folder import RunFolder
+from muster.training.order import GlobalOrder
 
 pytestmark = [
     pytest.mark.kill,
@@ -77,13 +81,8 @@ def wait_until_listening(machine: Namespace) -> None:
     raise TimeoutError("the cluster's head did not start")
 
 
-def test_ranks_meet_over_the_wire_and_agree_on_the_time(
-    head: Namespace, environment: dict[str, str], tmp_path: Path
-) -> None:
-    alone = tmp_path / "alone"
-    alone.mkdir()
-    same_machine = runs.finish(runs.write_job(alone, *JOB, f"engine: local, {ONE_THREAD}"))
-    job = runs.write_job(tmp_path, *JOB, f"engine: cluster, address: '{head.address}:{PORT}', {ONE_THREAD}")
+def finish_on(head: Namespace, job: Path, environment: dict[str, str]) -> RunFolder:
+    """Runs a job from the cluster's head to its end."""
     command = head.within("muster", "run", str(job))
     until = time.monotonic() + 60.0  # the second machine may still be joining, and a job too large is refused
     while True:
@@ -92,7 +91,17 @@ def test_ranks_meet_over_the_wire_and_agree_on_the_time(
             break
         time.sleep(1.0)
     assert done.returncode == 0, done.stderr
-    run = runs.newest(job)
+    return runs.newest(job)
+
+
+def test_ranks_meet_over_the_wire_and_agree_on_the_time(
+    head: Namespace, environment: dict[str, str], tmp_path: Path
+) -> None:
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    same_machine = runs.finish(runs.write_job(alone, *JOB, f"engine: local, {ONE_THREAD}"))
+    job = runs.write_job(tmp_path, *JOB, f"engine: cluster, address: '{head.address}:{PORT}', {ONE_THREAD}")
+    run = finish_on(head, job, environment)
     assert runs.digest(run) == runs.digest(same_machine)
     aligned = [event for event in run.events() if event["kind"] == "clock_aligned"]
     assert [event["who"] for event in aligned] == ["rank-00001"]
@@ -100,3 +109,35 @@ def test_ranks_meet_over_the_wire_and_agree_on_the_time(
     assert 0 < detail["uncertainty_s"] < 0.01
     # The two read time() and perf_counter() of one kernel, one after the other, within microseconds.
     assert abs(detail["offset_s"]) <= detail["uncertainty_s"] + 0.001
+
+
+def test_each_sample_is_read_once_and_reaches_the_other_machine_over_the_wire(
+    head: Namespace, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """Four epochs of 60 samples: what a rank needs and did not read itself, the other one sends it."""
+    Files.made(tmp_path / "samples", 60)
+    what = f"app: tests.filed, seed: 3, folder: {tmp_path / 'samples'}"
+    how = "ranks: 2, steps: 20, batch: 12, input: {loader: %s, cache: stored}"
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    expected = runs.finish(runs.write_job(plain, what, how % "plain", f"engine: local, {ONE_THREAD}"))
+    (tmp_path / "reads").unlink()
+    job = runs.write_job(
+        tmp_path,
+        what,
+        how % "look-ahead",
+        f"engine: cluster, address: '{head.address}:{PORT}', {ONE_THREAD}",
+    )
+    run = finish_on(head, job, environment)
+    assert runs.digest(run) == runs.digest(expected)
+    (event,) = [event["detail"] for event in run.events() if event["kind"] == "input"]
+    assert event["store_reads"] == event["planned_store_reads"] == 60
+    assert len(Files(str(tmp_path / "samples")).reads()) == 60 + 12  # and the warm-up's
+    assert event["lost_copies"] == 0
+    order, first_user, users = GlobalOrder(60, 12, seed=3), {}, set()
+    for step, rank in itertools.product(range(20), range(2)):
+        for key in order.share(step, rank, 2):
+            first_user.setdefault(key.index, rank)
+            users.add((rank, key.index))
+    sent = [sample for rank, sample in users if rank != first_user[sample]]
+    assert event["peer_bytes"] == len(sent) * 32  # each once: there is room to keep it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -129,11 +130,22 @@ def test_one_rank_that_all_others_wait_for_is_named(tmp_path: Path) -> None:
     assert "rank 1" in verdict(known).sentence
 
 
+def test_a_store_is_read_ahead_before_workers_are_tried_and_only_where_there_is_one(tmp_path: Path) -> None:
+    job = load_job(write(tmp_path, input="{loader: plain}"))
+    waiting = facts(job, step(io=0.7, compute=0.3), stored=True)
+    assert first_key(waiting) == "how.input.loader"
+    assert "how.input.loader: look-ahead" in verdict(waiting).sentence
+    assert first_key(facts(job, step(io=0.7, compute=0.3))) == "how.loader_workers"
+    ahead = load_job(write(tmp_path, input="{loader: look-ahead}"))
+    assert first_key(facts(ahead, step(io=0.7, compute=0.3), stored=True)) == "how.loader_workers"
+
+
 def test_every_lever_pulls_a_key_that_jobs_have(tmp_path: Path) -> None:
     job = load_job(write(tmp_path))
     for lever in LEVERS:
-        part, key = lever.key.split(".")
-        assert key in type(getattr(job, part)).model_fields
+        *parents, key = lever.key.split(".")
+        section = functools.reduce(getattr, parents, job)
+        assert key in type(section).model_fields
         assert lever.pillar in ("io", "compute", "comm")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import (
@@ -17,7 +18,7 @@ from pydantic import (
 
 from muster.spec.section import Section, refuse
 from muster.spec.shape import How
-from muster.spec.values import Duration, Interval
+from muster.spec.values import Duration, Interval, Size
 from muster.spec.wording import shown
 
 
@@ -141,6 +142,52 @@ class Communication(Section):
         return self
 
 
+class Input(Section):
+    """How samples reach the ranks. Order and random draws, and so the trained weights, are the same with any of it."""
+
+    loader: Literal["auto", "plain", "look-ahead"] = "auto"
+    """``plain`` is PyTorch's DataLoader. ``look-ahead`` reads the store ahead of use, keeps in the ranks' memory and on
+    their disks what fits, and shares it among them. ``auto`` looks ahead where the application's data lie in a store
+    (`muster.io.StoredSamples`)."""
+
+    memory: Size | None = None
+    """What each rank may keep in memory, such as ``8GiB``; for look-ahead, by default its share of half of what its
+    machine has left."""
+
+    disk: Size | None = None
+    """What each rank may keep on its machine's disk besides; for look-ahead, by default nothing."""
+
+    folder: str | None = Field(default=None, min_length=1)
+    """Where on disk, such as ``/scratch``; by default the folder for temporary files."""
+
+    cache: Literal["auto", "stored", "decoded", "none"] = "auto"
+    """What is kept: ``stored`` bytes, or ``decoded`` samples; ``auto`` keeps decoded ones where that saves time, all of
+    them fit and decoding draws no random numbers."""
+
+    @field_validator("folder")
+    @classmethod
+    def _folder_from_anywhere(cls, folder: str | None) -> str | None:
+        return None if folder is None else str(Path(folder).expanduser().absolute())
+
+    @model_validator(mode="after")
+    def _options_belong_to_looking_ahead(self) -> Input:
+        if self.loader == "plain":
+            for key in ("memory", "disk", "folder"):
+                if getattr(self, key) is not None:
+                    raise refuse(
+                        "the plain loader keeps nothing",
+                        mend="remove the key, or set loader: look-ahead",
+                        key=key,
+                    )
+        if self.folder is not None and self.disk is None:
+            raise refuse(
+                "a folder without an amount",
+                mend="set disk too, such as disk: 100GB, or remove the key",
+                key="folder",
+            )
+        return self
+
+
 class GangHow(How):
     """Ranks in lockstep: each computes the gradient of its share of the batch, all apply the mean."""
 
@@ -185,6 +232,9 @@ class GangHow(How):
 
     schedule: Schedule = Field(default=Schedule(), validate_default=True)
     """The learning rate over the steps."""
+
+    input: Input = Input()
+    """The way of samples to the ranks."""
 
     communication: Communication = Communication()
     """The exchange of gradients."""

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from muster.pillars.io.access_order import Ids, permutation
+
 
 class SampleKey(NamedTuple):
     """One use of one sample."""
@@ -34,7 +36,7 @@ class GlobalOrder:
     def __init__(self, samples: int, batch: int, seed: int) -> None:
         self._samples, self._batch, self._seed = samples, batch, seed
         self._epoch = -1
-        self._permutation: list[int] = []
+        self._permutation: Ids = np.empty(0, dtype=np.int64)
 
     def share(self, step: int, rank: int, world_size: int) -> list[SampleKey]:
         """What ``rank`` processes in step ``step`` (from 0), in order."""
@@ -44,10 +46,9 @@ class GlobalOrder:
     def _at(self, position: int) -> SampleKey:
         epoch, offset = divmod(position, self._samples)
         if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(self._seed + epoch)
-            self._permutation = torch.randperm(self._samples, generator=generator).tolist()
+            self._permutation = permutation(self._samples, self._seed + epoch)
             self._epoch = epoch
-        return SampleKey(epoch, self._permutation[offset])
+        return SampleKey(epoch, int(self._permutation[offset]))
 
 
 class RankBatches:

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from torch.utils.data import DataLoader, default_collate
 
 from muster.engine.checkpoint import CheckpointStore
 from muster.engine.gang import RankContext
@@ -35,7 +34,7 @@ from muster.training.generators import (
     seed_generators,
     untouched_generators,
 )
-from muster.training.order import GlobalOrder, RankBatches, SampleKey, SeededSamples
+from muster.training.input import Input
 from muster.training.rank_model import RankModel
 from muster.training.warm_up import WarmUp, warm_up
 
@@ -73,17 +72,7 @@ class _Trainer:
         self.step = 0
         self.step = self.saved_step = self._restore()
 
-        data = self.application.training_data()
-        order = GlobalOrder(len(data), self.how.batch, self.seed)  # type: ignore[arg-type]
-        self.samples = SeededSamples(data, self.seed)
-        self.batches = RankBatches(
-            order,
-            context.rank,
-            context.world_size,
-            micro_batch=self.how.micro_batch,
-            first_step=self.step,
-            steps=self.how.steps,
-        )
+        self.input = Input(context, self.application.training_data(), self.how, self.seed, self.step)
         self.warm = self._warm_up()
         with context.clock.in_a_collective():
             self.peaks = gang_peaks(self.how.precision, context.device, context.control)
@@ -97,7 +86,9 @@ class _Trainer:
         context, clock = self.context, self.context.clock
         if self.step == 0:
             self._evaluate()
-        fetch, first = self._fetcher(), self.step
+        with untouched_generators():
+            fetch = self.input.batches()
+        first = self.step
         while self.step < self.how.steps:
             self.ledger.begin(self.step + 1)
             loss, samples = self._forward_backward(fetch)
@@ -128,6 +119,7 @@ class _Trainer:
                 self._save()
         self.ledger.drain()
         self._save()
+        self._account_for_input()
         self._finish()
         self.model.exchange.close()
         return self.step
@@ -135,7 +127,7 @@ class _Trainer:
     def _forward_backward(self, fetch: Iterator[Any]) -> tuple[torch.Tensor, int]:
         """One step's gradients; returns the sum of the loss over this rank's samples, and their number."""
         clock = self.context.clock
-        sizes = [len(keys) for keys in self.batches.of(self.step)]
+        sizes = self.input.sizes(self.step)
         total = torch.zeros((), dtype=torch.float64, device=self.context.device)
         for position, size in enumerate(sizes):
             with clock.waiting(), untouched_generators():
@@ -149,24 +141,10 @@ class _Trainer:
             total += loss.detach().double() * size
         return total, sum(sizes)
 
-    def _fetcher(self) -> Iterator[Any]:
-        workers = self.how.loader_workers
-        with untouched_generators():
-            loader = DataLoader(
-                self.samples,
-                batch_sampler=self.batches,  # type: ignore[arg-type]
-                num_workers=workers,
-                persistent_workers=workers > 0,
-                multiprocessing_context="forkserver" if workers else None,
-                pin_memory=self.context.device.type == "cuda",
-            )
-            return iter(loader)
-
     def _warm_up(self) -> WarmUp:
-        keys: list[SampleKey] = self.batches.of(min(self.step, self.how.steps - 1))[0]
         with untouched_generators():
-            batch = self.model.moved(default_collate([self.samples[key] for key in keys]))
-            found = warm_up(self.context, self.model, batch, len(keys), self.how.compile)
+            batch, samples = self.input.first_batch()
+            found = warm_up(self.context, self.model, self.model.moved(batch), samples, self.how.compile)
         if found.trial is not None and not found.decided_before:
             self._event("compile", world_size=self.context.world_size, **found.trial.as_dict())
         if found.exchange is not None:
@@ -273,9 +251,23 @@ class _Trainer:
         self.ledger.drain()
         self._save()
         self.checkpoints.wait()
+        self._account_for_input()
         self._together()
         self.model.exchange.close()
         self.context.give_way(reason)
+
+    def _account_for_input(self) -> None:
+        """Puts on record what looking ahead came to, and ends it."""
+        totals = self.input.totals()
+        if totals is not None:
+            self._event(
+                "input",
+                world_size=self.context.world_size,
+                cache=totals.cache,
+                planned_store_reads=totals.planned_store_reads,
+                **totals.counts,
+            )
+        self.input.close()
 
     # ---- quality and results ------------------------------------------------------------------------------------------
 

@@ -108,6 +108,17 @@ class LoaderWorkers(Lever):
         return found
 
 
+class LookAhead(Lever):
+    """A store that is read ahead of use, each sample once where memory allows, instead of again in every epoch."""
+
+    pillar, key = "io", "how.input.loader"
+
+    def proposals(self, facts: Facts) -> Sequence[Proposal]:
+        if self.value(facts.job) != "plain" or not facts.stored:
+            return ()
+        return [Proposal(self, "look-ahead", "the store is read ahead of use, and what fits is kept")]
+
+
 class MicroBatch(Lever):
     """The whole share at once: many small passes cost more than one large one."""
 
@@ -222,6 +233,7 @@ def _given(now: Communication, **changes: Any) -> dict[str, Any]:
 #: In the order in which they are tried within a pillar: what is cheapest and most certain first.
 LEVERS: Final[tuple[Lever, ...]] = (
     Threads(),
+    LookAhead(),
     LoaderWorkers(),
     MicroBatch(),
     Bf16(),

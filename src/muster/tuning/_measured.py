@@ -56,14 +56,19 @@ class StepTimes:
         return _shares(self.critical)
 
 
-def counted(run: RunFolder) -> tuple[Columns, Columns]:
+def counted(run: RunFolder, warm_up: int | None = None) -> tuple[Columns, Columns]:
     """Columns of `steps` and `collectives` of the steps of a trial that count.
+
+    Arguments:
+        run: the trial.
+        warm_up: steps at its beginning that do not; None: as `trial_job` chooses them.
 
     Raises:
         MusterError: the run has too few steps on record.
     """
     job = load_job(run.path / "job.yaml", environ={})
-    first, last = warm_up_steps(job.how.loader_workers), job.how.steps - LAST_STEPS
+    first = warm_up_steps(job.how.loader_workers) if warm_up is None else warm_up
+    last = job.how.steps - LAST_STEPS
     tables = []
     for name in ("steps", "collectives"):
         table = run.table(name)

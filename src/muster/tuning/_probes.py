@@ -25,10 +25,14 @@ class Probed:
     Arguments:
         loader_samples_per_s: samples that all ranks' loaders together deliver when nothing is trained on them.
         link: what collectives cost when nothing else happens; None with one rank.
+        samples: length of the data set.
+        stored: whether its samples lie in a store, from where they can be read ahead of use.
     """
 
     loader_samples_per_s: float
     link: Link | None
+    samples: int
+    stored: bool
 
 
 def probe(job: Job) -> Probed:
@@ -55,7 +59,10 @@ def probe(job: Job) -> Probed:
             threads=where.threads_per_rank,
             device=device,
         )
-    return Probed(sum(rate for rate, _ in answers), answers[0][1])
+    loaders, links = zip(*answers, strict=True)
+    return Probed(
+        sum(each.samples_per_s for each in loaders), links[0], loaders[0].samples, loaders[0].stored
+    )
 
 
 @contextlib.contextmanager
@@ -73,63 +80,53 @@ def _room() -> Iterator[None]:
         raise Stopped("stopped while the loader and the link were measured") from None
 
 
-def _on_rank(context: RankContext, content: dict[str, Any]) -> tuple[float, Link | None]:
+@dataclass(frozen=True)
+class _Loader:
+    samples_per_s: float
+    samples: int
+    stored: bool
+
+
+def _on_rank(context: RankContext, content: dict[str, Any]) -> tuple[_Loader, Link | None]:
     from muster.spec import parse_job
 
     job = parse_job(content)
-    rate = _loader_rate(context, job)
+    loader = _loader_alone(context, job)
     if context.world_size == 1:
-        return rate, None
+        return loader, None
     from muster.pillars.comm.link_probe import measure_link
 
-    return rate, measure_link(device=context.device, kinds=("all_reduce",), budget_s=LINK_SECONDS)
+    return loader, measure_link(device=context.device, kinds=("all_reduce",), budget_s=LINK_SECONDS)
 
 
-def _loader_rate(context: RankContext, job: Job) -> float:
-    """Samples per second that this rank's loader delivers while those of all the others do the same."""
+def _loader_alone(context: RankContext, job: Job) -> _Loader:
+    """What this rank's loader delivers while those of all the others do the same."""
     import torch.distributed as dist
-    from torch.utils.data import DataLoader
 
+    from muster.pillars.io.samples import StoredSamples
     from muster.spec import load_application
-    from muster.training.order import GlobalOrder, RankBatches, SeededSamples
+    from muster.training.input import Input, looks_ahead
 
     application = load_application(job.what.app)(job.what)
     if context.leader:
         application.prepare()
     dist.barrier(group=context.control)
     data = application.training_data()
-    steps = 2**40  # the time ends it
-    batches = RankBatches(
-        GlobalOrder(len(data), job.how.batch, job.what.seed),
-        context.rank,
-        context.world_size,
-        micro_batch=job.how.micro_batch,
-        first_step=0,
-        steps=steps,
-    )
-    workers = job.how.loader_workers
-    loader = iter(
-        DataLoader(
-            SeededSamples(data, job.what.seed),
-            batch_sampler=batches,
-            num_workers=workers,
-            multiprocessing_context="forkserver" if workers else None,
-            pin_memory=context.device.type == "cuda",
-        )
-    )
-    for _ in range(2 * workers + 1):  # what the workers had ready before, they did while nobody looked
-        next(loader)
+    # Who looks ahead plans for all steps; for others the time ends it.
+    steps = job.how.steps if looks_ahead(data, job.how) else 2**40
+    source = Input(context, data, job.how, job.what.seed, first_step=0, steps=steps)
+    batches = source.batches()
+    for _ in range(2 * job.how.loader_workers + 1):  # made before anybody looked
+        next(batches, None)
     dist.barrier(group=context.control)
-    begin, samples = time.perf_counter(), 0
-    while True:
-        samples += len(_first_tensor(next(loader)))
+    begin, samples, took = time.perf_counter(), 0, 0.0
+    while took < LOADER_SECONDS and (batch := next(batches, None)) is not None:
+        samples += len(_first_tensor(batch))
         context.heartbeat()
         took = time.perf_counter() - begin
-        if took >= LOADER_SECONDS:
-            break
-    del loader
     dist.barrier(group=context.control)
-    return samples / took
+    source.close()
+    return _Loader(samples / took if took else 0.0, len(data), isinstance(data, StoredSamples))  # type: ignore[arg-type]
 
 
 def _first_tensor(batch: Any) -> Any:

@@ -17,7 +17,9 @@ def warm_up_steps(loader_workers: int) -> int:
     return max(_WARM_UP_STEPS, _PREFETCH * loader_workers + 2)
 
 
-def trial_job(job: Job, *, name: str, steps: int, changes: Mapping[str, Any] | None = None) -> Job:
+def trial_job(
+    job: Job, *, name: str, steps: int, changes: Mapping[str, Any] | None = None, warm_up: int | None = None
+) -> Job:
     """The job as a trial runs it.
 
     Checkpoints and evaluations are left to the end of the run, a failure is not mended by a restart, the number of
@@ -29,6 +31,7 @@ def trial_job(job: Job, *, name: str, steps: int, changes: Mapping[str, Any] | N
         name: of the trial's run folder.
         steps: that count.
         changes: values by key path, such as ``{"how.ranks": 4}``; the keys need not be in the job.
+        warm_up: steps before those; None: `warm_up_steps`.
 
     Raises:
         JobError: the job with these changes is not valid; names the key.
@@ -36,7 +39,7 @@ def trial_job(job: Job, *, name: str, steps: int, changes: Mapping[str, Any] | N
     content = job.model_dump(mode="json")
     changes = dict(changes or {})
     workers = changes.get("how.loader_workers", job.how.loader_workers)
-    wanted = warm_up_steps(workers) + steps + LAST_STEPS
+    wanted = (warm_up_steps(workers) if warm_up is None else warm_up) + steps + LAST_STEPS
     schedule = content["how"]["schedule"]
     own = {
         "name": name,

@@ -44,6 +44,7 @@ class Facts:
         loader_samples_per_s: what its loaders deliver alone.
         link_bytes_per_s: algorithm bandwidth of the link for large all-reduces; None with one rank.
         roofline: where a rank's median step stands; None where the run recorded none.
+        stored: whether the samples lie in a store that can be read ahead of use.
     """
 
     job: Job
@@ -52,6 +53,7 @@ class Facts:
     loader_samples_per_s: float
     link_bytes_per_s: float | None
     roofline: Placement | None = None
+    stored: bool = False
 
     @property
     def training_samples_per_s(self) -> float:
@@ -129,6 +131,8 @@ def _mend_io(facts: Facts) -> str:
     needed = facts.training_samples_per_s
     alone = f"the loader alone delivers {facts.loader_samples_per_s:.4g} samples/s and training takes {needed:.4g}"
     workers = facts.job.how.loader_workers
+    if facts.stored and facts.job.how.input.loader == "plain":
+        return f"{alone}; how.input.loader: look-ahead reads the store ahead of use, and each sample once if memory allows"
     if facts.loader_samples_per_s < needed:
         return (
             f"{alone}; more how.loader_workers than {workers}, a faster store or a cache would deliver more"

@@ -150,9 +150,9 @@ def analyse(job: Job, folder: RunFolder, probed: Probed) -> Profile:
     )
 
 
-def facts_of(job: Job, folder: RunFolder, probed: Probed) -> Facts:
-    """What a verdict on a job is drawn from; arguments as `analyse`."""
-    steps, collectives = counted(folder)
+def facts_of(job: Job, folder: RunFolder, probed: Probed, warm_up: int | None = None) -> Facts:
+    """What a verdict on a job is drawn from; arguments as `analyse` and `counted`."""
+    steps, collectives = counted(folder, warm_up)
     times, link = step_times(steps), probed.link
     link_time = None if link is None else (lambda size: link.seconds("all_reduce", size))
     record = RooflineRecord.read(folder.path)
@@ -163,6 +163,7 @@ def facts_of(job: Job, folder: RunFolder, probed: Probed) -> Facts:
         loader_samples_per_s=probed.loader_samples_per_s,
         link_bytes_per_s=None if link is None else link.bytes_per_second("all_reduce"),
         roofline=None if record is None else record.placement(_rows(steps)),
+        stored=probed.stored,
     )
 
 

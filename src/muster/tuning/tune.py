@@ -26,8 +26,8 @@ from muster.tuning._duel import Duel, duel
 from muster.tuning._intervals import Interval
 from muster.tuning._levers import LEVERS, Lever, Proposal, proposals
 from muster.tuning._measured import StepTimes, counted, step_times
-from muster.tuning._probes import probe
-from muster.tuning._trial import trial_job, with_changes
+from muster.tuning._probes import Probed, probe
+from muster.tuning._trial import trial_job, warm_up_steps, with_changes
 from muster.tuning._tuned_file import write_tuned
 from muster.tuning._verdict import Facts, Verdict, verdict
 from muster.tuning.profile import facts_of
@@ -195,20 +195,21 @@ class _Tuner:
     def run(self) -> Tuning:
         self._on_stage("measuring the job as it is")
         best, changes = self._job, dict[str, Any]()
-        facts = self._facts(best, self._measure(best))
+        self._probed = probe(best)
+        facts = self._facts(best, self._measure(best), self._probed)
         before, limit_before = facts.times, verdict(facts)
         self._on_stage(limit_before.sentence)
         tried: list[Tried] = []
         won: list[Duel] = []
         while (proposal := self._next(facts, tried)) is not None:
-            outcome, fought = self._try(best, proposal)
+            outcome, fought = self._try(best, proposal, facts.times.step_s)
             tried.append(outcome)
             if outcome.outcome == "kept":
                 best = with_changes(best.model_dump(mode="json"), proposal.changes)
                 changes |= proposal.changes
                 assert fought is not None
                 won.append(fought)
-                facts = self._facts(best, self._last_run)
+                facts = self._facts(best, self._last_run, probe(best))
             self._on_stage(_said(outcome))
         final = self._final(best, won)
         gain = None if final is None else final.ratio
@@ -246,7 +247,7 @@ class _Tuner:
                 return proposal
         return None
 
-    def _try(self, best: Job, proposal: Proposal) -> tuple[Tried, Duel | None]:
+    def _try(self, best: Job, proposal: Proposal, step_s: float) -> tuple[Tried, Duel | None]:
         was = _plain(best, proposal.lever.key)
         if not self._time_left():
             return Tried(proposal, was, "not tried", None, "the budget is spent"), None
@@ -254,6 +255,8 @@ class _Tuner:
         try:
             challenger = with_changes(best.model_dump(mode="json"), proposal.changes)
             preflight(challenger)
+            if (longer := self._longer(challenger, step_s)) is not None:
+                return Tried(proposal, was, "not tried", None, longer), None
             fought = duel(
                 lambda: self._timed(best),
                 lambda: self._timed(challenger, remember=True),
@@ -290,7 +293,26 @@ class _Tuner:
         run = self._measure(job)
         if remember:
             self._last_run = run
-        return step_times(counted(run)[0])
+        return step_times(counted(run, self._warm_up(job))[0])
+
+    def _warm_up(self, job: Job) -> int:
+        """Steps of a trial that do not count. Who looks ahead shows what it is worth once every sample has been read."""
+        warm_up = warm_up_steps(job.how.loader_workers)
+        if not self._probed.stored or job.how.input.loader == "plain":
+            return warm_up
+        return max(warm_up, -(-self._probed.samples // job.how.batch) + 1)
+
+    def _longer(self, job: Job, step_s: float) -> str | None:
+        """A sentence if trials of a job are longer than the budget, for want of a whole epoch before they count."""
+        left = (1 - _RESERVE) * self._budget_s - (time.monotonic() - self._began)
+        warm_up = self._warm_up(job)
+        needed = self._pairs * warm_up * step_s
+        if warm_up == warm_up_steps(job.how.loader_workers) or needed <= left:
+            return None
+        return (
+            f"an epoch of {warm_up - 1:,} steps before each trial takes {needed:.0f} s in all, "
+            f"and {left:.0f} s of the budget are left"
+        )
 
     def _measure(self, job: Job) -> RunFolder:
         from muster._run import run
@@ -301,6 +323,7 @@ class _Tuner:
             name=f"trial-{self._trials:03d}",
             steps=self._steps,
             changes={"where.runs": str(self._folder / "trials")},
+            warm_up=self._warm_up(job),
         )
         began = time.monotonic()
         done = run(trial, progress=False).folder
@@ -309,8 +332,8 @@ class _Tuner:
             shutil.rmtree(checkpoint)
         return done
 
-    def _facts(self, job: Job, run: RunFolder) -> Facts:
-        return facts_of(job, run, probe(job))
+    def _facts(self, job: Job, run: RunFolder, probed: Probed) -> Facts:
+        return facts_of(job, run, probed, self._warm_up(job))
 
     # ---- the tuned file ------------------------------------------------------------------------------------------
 

@@ -51,6 +51,7 @@ class RankPlan:
         rank, world_size: its place in the gang.
         leader: whether it is the first rank on its machine.
         attempt: how often the run has been started before.
+        address: where other ranks can reach this one.
         rendezvous: where the ranks meet, an init method of torch.distributed.
         threads: threads for kernels.
         device: ``cpu`` or ``cuda``.
@@ -67,6 +68,7 @@ class RankPlan:
     world_size: int
     leader: bool
     attempt: int
+    address: str
     rendezvous: str
     threads: int
     device: str
@@ -95,6 +97,7 @@ class RankContext:
         rank, world_size: this rank, and how many there are.
         leader: whether this is the first rank on its machine.
         attempt: 0 at the first start of the run, one more at each restart.
+        address: of this machine, where ranks on others can reach it.
         device: where to compute.
         clock: the pillar clock.
         control: a Gloo group for small exchanges beside the gradients.
@@ -112,7 +115,7 @@ class RankContext:
         control: dist.ProcessGroup | None,
     ) -> None:
         self.rank, self.world_size, self.leader = plan.rank, plan.world_size, plan.leader
-        self.attempt = plan.attempt
+        self.attempt, self.address = plan.attempt, plan.address
         self.device, self.clock, self.control = device, clock, control
         self.run = RunFolder(plan.run) if plan.run else None
         self.events = EventLog(self.run, f"rank-{plan.rank:05d}", plan.attempt) if self.run else None

@@ -276,6 +276,7 @@ class Supervision:
                     world_size=len(places),
                     leader=local_rank == 0,
                     attempt=self._attempt,
+                    address=place.address,
                     rendezvous=rendezvous,
                     threads=self._limits.threads or max(1, place.cores // per_machine[place.machine]),
                     device=self._limits.device,

@@ -53,10 +53,18 @@ class Place(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One sample of a batch; with ``keep`` it is wanted back as raw bytes, for a cache."""
+    """One sample of a batch.
+
+    Arguments:
+        index: of the sample.
+        place: where its bytes lie.
+        epoch: in which it is used.
+        keep: it is wanted back as raw bytes, for a cache.
+    """
 
     index: int  # type: ignore[assignment] # the word of the field; tuple.index is of no use here
     place: Place
+    epoch: int
     keep: bool = False
 
 
@@ -111,12 +119,11 @@ class BatchMaker:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "areas": []}  # every process maps them itself
 
-    def make(self, entries: Sequence[Entry], epoch: int, words: Sequence[int] | None = None) -> Made:
+    def make(self, entries: Sequence[Entry], words: Sequence[int] | None = None) -> Made:
         """A batch of these samples.
 
         Arguments:
             entries: its samples, in order.
-            epoch: in which they are used.
             words: seed the generators with these and the seed, once for the batch; None: leave them as they are.
 
         Raises:
@@ -140,7 +147,7 @@ class BatchMaker:
         samples = []
         for entry, view in zip(entries, views, strict=True):
             if self._seed_each:
-                seed_generators([self._seed, epoch, entry.index])
+                seed_generators([self._seed, entry.epoch, entry.index])
             try:
                 sample = self._sample(entry, view)
             except DataError as error:

@@ -34,14 +34,12 @@ class Task(NamedTuple):
     Arguments:
         number: of the batch.
         entries: its samples.
-        epoch: in which they are used.
         words: seed the generators with these.
         free: results whose memory may be used again.
     """
 
     number: int
     entries: list[Entry]
-    epoch: int
     words: tuple[int, ...]
     free: list[int]
 
@@ -120,7 +118,7 @@ def work(end: socket.socket, prepared: bytes, threads: int) -> None:
 def _serve(channel: Channel, memory: _ResultMemory, maker: BatchMaker, task: Task) -> None:
     new: list[int] = []
     try:
-        made = maker.make(task.entries, task.epoch, task.words)
+        made = maker.make(task.entries, task.words)
         if made.batch is None:
             result = Result(task.number, made=made)
         else:

@@ -141,6 +141,8 @@ class Fetcher:
                 if pause == 0.0:  # what the look-ahead held back may go now
                     self._changed.notify_all()
                     pause = 0.0005
+                if self.find(key, index, holder) is not None:  # it came before the lock did
+                    continue
                 fetched = self._samples is not None and route in READS_THE_STORE
                 if not fetched and key not in self._open and self._overdue(index, route, holder, waiting_s()):
                     self._tally.add(lost_copies=1)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from muster.errors import DataError
-from muster.pillars.io.access_order import AccessOrder, Ids
+from muster.pillars.io.access_order import Ids, Order
 from muster.pillars.io.batches import Form, Origin, Place, seed_generators
 from muster.pillars.io.loader_statistics import Tally
 from muster.pillars.io.raw_samples import Buffer, RawSample
@@ -56,7 +56,7 @@ class FirstSample:
 def look_at_first_sample(
     samples: Any,
     stored: StoredSamples | None,
-    order: AccessOrder,
+    order: Order,
     rank: int,
     epoch: int,
     position: int,
@@ -77,7 +77,7 @@ def look_at_first_sample(
     index, key = int(share[0]), (epoch, 0)
     states = _generator_states()
     if settings.seed_each_sample:
-        seed_generators([order.seed, epoch, index])
+        seed_generators([order.seed, int(order.epochs_of(epoch, rank, position)[0]), index])
     before = _generator_states()
     content = b""
     try:

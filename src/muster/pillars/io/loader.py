@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DistributedSampler, default_collate
 
 from muster.errors import DataError
-from muster.pillars.io.access_order import AccessOrder, Tail
+from muster.pillars.io.access_order import AccessOrder, Dealt, Order, Tail
 from muster.pillars.io.decoding_server import decoding_server
 from muster.pillars.io.fetching import Patience
 from muster.pillars.io.loader_statistics import LoaderStatistics, Tally
@@ -46,7 +46,7 @@ class LookAheadLoader:
             data set, of which whole samples are cached, unless reading one draws random numbers.
         batch_size: samples per rank and batch.
         sampler: gives seed, shuffle, ranks and what becomes of the tail. None: a shuffle over the ranks of the process
-            group, if there is one.
+            group, if there is one. A `muster.pillars.io.access_order.Dealt` says all of it, batches included.
         epochs: of the whole training, counted from 0.
         memory_bytes: what this rank may keep in memory. None: its share of half of what the machine has left.
         disk: a folder and how many bytes this rank may keep there; in a file without a name, gone with the process.
@@ -81,7 +81,7 @@ class LookAheadLoader:
         dataset: Any,
         batch_size: int,
         *,
-        sampler: DistributedSampler[Any] | None = None,
+        sampler: DistributedSampler[Any] | Dealt | None = None,
         epochs: int = 1,
         memory_bytes: int | None = None,
         disk: tuple[str | os.PathLike[str], int] | None = None,
@@ -119,12 +119,13 @@ class LookAheadLoader:
             raise ValueError(f"on_corrupt is {on_corrupt!r}; give 'stop' or 'skip'")
         if cache not in ("auto", "stored", "decoded", "none"):
             raise ValueError(f"cache is {cache!r}; give 'auto', 'stored', 'decoded' or 'none'")
-        if sampler is not None and type(sampler) is not DistributedSampler:
+        if sampler is not None and type(sampler) not in (DistributedSampler, Dealt):
             raise ValueError(
                 f"the order of {type(sampler).__name__} cannot be known beforehand; give a torch DistributedSampler, or none"
             )
-        self.dataset, self.batch_size, self.sampler, self.epochs = dataset, batch_size, sampler, epochs
+        self.dataset, self.batch_size, self.epochs = dataset, batch_size, epochs
         self._order, self._rank = _order(dataset, batch_size, sampler, seed, drop_last, padding)
+        self.sampler = None if isinstance(sampler, Dealt) else sampler
         self._meeting = Meeting(self._rank, self._order.world_size)
         self._settings = Settings(
             batch_size=batch_size,
@@ -168,7 +169,7 @@ class LookAheadLoader:
 
     def __len__(self) -> int:
         """Batches in a whole epoch of this rank."""
-        return self._order.batches(self._rank)
+        return self._order.batches(self._epoch, self._rank)
 
     def __iter__(self) -> Iterator[Any]:
         if self.sampler is not None:
@@ -252,7 +253,7 @@ class LookAheadLoader:
         return run
 
     def _batches(self, run: LookAheadRun, epoch: int, start: int) -> Iterator[Any]:
-        for number in range(self._order.batches(self._rank, start)):
+        for number in range(self._order.batches(epoch, self._rank, start)):
             if run is not self._run:
                 raise RuntimeError("this pass was ended by a later one; a loader gives one pass at a time")
             batch = run.next()
@@ -264,14 +265,16 @@ class LookAheadLoader:
 def _order(
     dataset: Any,
     batch_size: int,
-    sampler: DistributedSampler[Any] | None,
+    sampler: DistributedSampler[Any] | Dealt | None,
     seed: int | None,
     drop_last: bool,
     padding: bool,
-) -> tuple[AccessOrder, int]:
+) -> tuple[Order, int]:
     samples = len(dataset)
     if samples == 0:
         raise DataError("the data set has no samples; give one with at least one")
+    if isinstance(sampler, Dealt):
+        return sampler.order, sampler.rank
     if sampler is None:
         rank, world_size = 0, 1
         if torch.distributed.is_available() and torch.distributed.is_initialized():

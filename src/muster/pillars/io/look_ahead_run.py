@@ -35,7 +35,6 @@ class LookAheadRun:
         fetcher: brings it.
         holdings, placement: where it is kept.
         maker: makes batches where there are no workers.
-        batch_size: samples in a batch.
         prefetch: batches to be made ahead, where there are workers.
         rank: for the seeds of the workers.
         finish: called with every batch last of all, such as to pin its memory.
@@ -50,7 +49,6 @@ class LookAheadRun:
         placement: Placement,
         maker: BatchMaker,
         *,
-        batch_size: int,
         prefetch: int,
         rank: int,
         finish: Callable[[Any], Any],
@@ -58,7 +56,7 @@ class LookAheadRun:
     ) -> None:
         self.accesses, self.fetcher = accesses, fetcher
         self._holdings, self._placement, self._maker = holdings, placement, maker
-        self._batch_size, self._prefetch, self._rank = batch_size, prefetch, rank
+        self._prefetch, self._rank = prefetch, rank
         self._finish, self._tally = finish, tally
         self.epoch, self.offset = accesses.epochs.start, 0  # of the next batch to be handed out
         self._waiting_since: float | None = None
@@ -99,10 +97,11 @@ class LookAheadRun:
         finally:
             self._waiting_since = None
         waited = time.monotonic() - began
-        size = len(self.accesses.of(epoch).ids[offset : offset + self._batch_size])
+        there = self.accesses.of(epoch)
+        size = there.end_of_batch(offset) - offset
         self._tally.add(samples=size - len(made.corrupt), waited_s=waited, stalls=int(waited > 1e-3))
         self.offset += size
-        if self.offset >= len(self.accesses.of(epoch).ids):
+        if self.offset >= len(there.ids):
             self.epoch, self.offset = epoch + 1, 0
         if made.batch is None:
             raise DataError(f"all samples of a batch are corrupt: {'; '.join(made.corrupt)}")
@@ -120,20 +119,21 @@ class LookAheadRun:
     def _entries(self, epoch: int, offset: int) -> tuple[list[Key], list[Entry]]:
         """The samples of a batch, once all of them are somewhere."""
         there = self.accesses.of(epoch)
-        end = min(offset + self._batch_size, len(there.ids))
+        end = there.end_of_batch(offset)
         keys: list[Key] = [(epoch, position) for position in range(offset, end)]
         entries = []
-        for key, index, route, holder in zip(
+        for key, index, route, holder, used_in in zip(
             keys,
             there.ids[offset:end].tolist(),
             there.routes[offset:end].tolist(),
             there.holders[offset:end].tolist(),
+            there.epochs[offset:end].tolist(),
             strict=True,
         ):
             place = self._place(key, index, Route(route), holder)
             # What is cached in another form than it is stored in goes to its holder once it has been made.
             keep = place.form is not self._holdings.form and holder != NOBODY
-            entries.append(Entry(index, place, keep and route in (Route.KEEP, Route.PASS)))
+            entries.append(Entry(index, place, used_in, keep and route in (Route.KEEP, Route.PASS)))
         return keys, entries
 
     def _place(self, key: Key, index: int, route: Route, holder: int) -> Place:
@@ -179,17 +179,18 @@ class LookAheadRun:
             own = self._placement.holder[index] == self._rank
             if own and place.form is self._holdings.form:
                 self._holdings.keep(index, place.inline, storage_of(self._placement, index))
-            entries[position] = Entry(index, place, own and place.form is not self._holdings.form)
+            keep = own and place.form is not self._holdings.form
+            entries[position] = entries[position]._replace(place=place, keep=keep)
         return entries
 
     # ---- batches made here -----------------------------------------------------------------------------------------
 
     def _make_here(self, epoch: int, offset: int) -> Made:
         keys, entries = self._entries(epoch, offset)
-        made = self._maker.make(entries, epoch)
+        made = self._maker.make(entries)
         if made.damaged:
             entries = self._repaired(entries, made.damaged)
-            made = self._maker.make(entries, epoch)
+            made = self._maker.make(entries)
         self._account(epoch, keys, entries, made)
         if made.batch is not None:
             made.batch = self._finish(made.batch)
@@ -218,8 +219,8 @@ class LookAheadRun:
         assert self._pool is not None
         number = self._first_number
         for epoch in self.accesses.epochs:
-            total = len(self.accesses.of(epoch).ids)
-            for offset in range(0, total, self._batch_size):
+            ends = self.accesses.of(epoch).ends.tolist()
+            for offset in [0, *ends[:-1]]:
                 with self._changed:
                     while not self._closed and number >= self._taken + self._prefetch:
                         self._changed.wait()
@@ -234,7 +235,7 @@ class LookAheadRun:
                     return
                 with self._changed:
                     self._under_way[number] = (epoch, keys, entries)
-                self._pool.make(number, entries, epoch, (epoch, self._rank, offset))
+                self._pool.make(number, entries, (epoch, self._rank, offset))
                 number += 1
 
     def done(self, number: int, made: Made) -> None:
@@ -267,7 +268,7 @@ class LookAheadRun:
             self.failed(number, error)
             return
         self._under_way[number] = (epoch, keys, entries)
-        self._pool.make(number, entries, epoch, (epoch, self._rank, keys[0][1]))
+        self._pool.make(number, entries, (epoch, self._rank, keys[0][1]))
 
     def failed(self, number: int | None, error: BaseException) -> None:
         """A batch cannot be made; or, without a number, nothing can any more."""

@@ -16,7 +16,7 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
-from muster.pillars.io.access_order import AccessOrder, Ids
+from muster.pillars.io.access_order import Ids, Order
 
 NOBODY = -1
 
@@ -47,7 +47,7 @@ class Accesses:
 
 
 def count_accesses(
-    order: AccessOrder, rank: int, epochs: range, position: int = 0, *, alone: bool = False
+    order: Order, rank: int, epochs: range, position: int = 0, *, alone: bool = False
 ) -> Accesses:
     """Goes through all epochs once; one epoch at a time is held in memory.
 

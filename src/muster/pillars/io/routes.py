@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from muster.pillars.io.access_order import AccessOrder, Ids
+from muster.pillars.io.access_order import Ids, Order
 from muster.pillars.io.plan import NOBODY, Accesses, Placement
 
 
@@ -47,11 +47,23 @@ class Job(NamedTuple):
 
 @dataclass(frozen=True)
 class EpochAccesses:
-    """One rank's accesses in one epoch: samples, routes and holders, each of shape ``(accesses,)``."""
+    """One rank's accesses in one epoch, or other stretch of its order.
+
+    Arguments:
+        ids, routes, holders: of each access, of shape ``(accesses,)``.
+        epochs: those of the data set that the accesses belong to, of shape ``(accesses,)``.
+        ends: where its batches end, rising, of shape ``(batches,)``.
+    """
 
     ids: Ids
     routes: npt.NDArray[np.uint8]
     holders: npt.NDArray[np.int32]
+    epochs: Ids
+    ends: Ids
+
+    def end_of_batch(self, offset: int) -> int:
+        """Where the batch ends that begins at ``offset``."""
+        return int(self.ends[np.searchsorted(self.ends, offset, side="right")])
 
 
 class RankAccesses:
@@ -69,7 +81,7 @@ class RankAccesses:
 
     def __init__(
         self,
-        order: AccessOrder,
+        order: Order,
         placement: Placement,
         accesses: Accesses,
         rank: int,
@@ -120,7 +132,13 @@ class RankAccesses:
             [Route.ONCE, Route.KEEP, Route.OWN, Route.PASS, Route.NEIGHBOUR],
             Route.REMOTE,
         ).astype(np.uint8)
-        return EpochAccesses(ids, routes, holders)
+        return EpochAccesses(
+            ids,
+            routes,
+            holders,
+            self.order.epochs_of(epoch, self._rank, position),
+            self.order.batch_ends(epoch, self._rank, position),
+        )
 
     def _before(self, epoch: int) -> int:
         """Turns of all epochs before; the longest share counts, as in `count_accesses`."""

@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 
 from muster.errors import DataError
-from muster.pillars.io.access_order import AccessOrder, Ids
+from muster.pillars.io.access_order import Ids, Order
 from muster.pillars.io.batches import BatchMaker, Form
 from muster.pillars.io.concurrency import Concurrency
 from muster.pillars.io.fetching import Fetcher, Patience, replicated
@@ -70,7 +70,7 @@ class Session:
     def __init__(
         self,
         samples: Any,
-        order: AccessOrder,
+        order: Order,
         rank: int,
         epochs: range,
         position: int,
@@ -170,7 +170,6 @@ class Session:
             holdings,
             self._placement,
             self._maker,
-            batch_size=settings.batch_size,
             prefetch=settings.prefetch_factor * settings.workers,
             rank=self._rank,
             finish=self._finish,

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from muster.pillars.io.access_order import AccessOrder, Ids
+from muster.pillars.io.access_order import Ids, Order
 from muster.pillars.io.plan import NOBODY, count_accesses, place
 
 _NEVER = np.iinfo(np.int64).max
 
 
-def reads_covering_first(order: AccessOrder, epochs: int, sizes: Ids, capacities: Sequence[int]) -> int:
+def reads_covering_first(order: Order, epochs: int, sizes: Ids, capacities: Sequence[int]) -> int:
     """Requests of the store under this package's rule (`muster.pillars.io.plan`).
 
     Arguments:
@@ -32,7 +32,7 @@ def reads_covering_first(order: AccessOrder, epochs: int, sizes: Ids, capacities
     return _count_reads(order, epochs, np.where(held, accesses.first_turn, _NEVER))
 
 
-def reads_by_own_frequency(order: AccessOrder, epochs: int, sizes: Ids, capacities: Sequence[int]) -> int:
+def reads_by_own_frequency(order: Order, epochs: int, sizes: Ids, capacities: Sequence[int]) -> int:
     """Requests of the store under the rule of NoPFS.
 
     As we read Dryden et al. (SC '21, section 5): each worker fills its storage with the samples that it will itself access
@@ -53,7 +53,7 @@ def reads_by_own_frequency(order: AccessOrder, epochs: int, sizes: Ids, capaciti
     return _count_reads(order, epochs, cached_from)
 
 
-def _own_accesses(order: AccessOrder, epochs: int, rank: int) -> tuple[Ids, Ids]:
+def _own_accesses(order: Order, epochs: int, rank: int) -> tuple[Ids, Ids]:
     """How often a rank uses each sample, and the turn at which it does so first."""
     uses = np.zeros(order.samples, dtype=np.int64)
     first = np.full(order.samples, _NEVER, dtype=np.int64)
@@ -70,7 +70,7 @@ def _own_accesses(order: AccessOrder, epochs: int, rank: int) -> tuple[Ids, Ids]
     return uses, first
 
 
-def _count_reads(order: AccessOrder, epochs: int, cached_from: Ids) -> int:
+def _count_reads(order: Order, epochs: int, cached_from: Ids) -> int:
     """Accesses up to the one, itself included, that puts the sample into a cache."""
     reads = before = 0
     for epoch in range(epochs):

@@ -83,7 +83,7 @@ class WorkerPool:
         self._open.wait()
         return [worker.pid for worker in self._workers]
 
-    def make(self, number: int, entries: list[Entry], epoch: int, words: tuple[int, ...]) -> None:
+    def make(self, number: int, entries: list[Entry], words: tuple[int, ...]) -> None:
         """Gives a batch to the worker that has least to do."""
         self._open.wait()
         with self._lock:
@@ -94,7 +94,7 @@ class WorkerPool:
             free, worker.free = worker.free, []
         try:
             with worker.sending:
-                worker.channel.send(Task(number, entries, epoch, words, free))
+                worker.channel.send(Task(number, entries, words, free))
         except OSError:
             if not self._closed:
                 self._lost(worker)
