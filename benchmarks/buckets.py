@@ -4,7 +4,11 @@ EDSR 16x64 (x2, 5.5 MB of gradients) on two ranks of one thread each; loopback o
 (`tc tbf`), whose rate both directions share. All variants are in one process tree and take turns step by step; a row of the
 statistics is one such round. A step is forward and backward pass until all gradients are exchanged; optimizers are left
 out on both sides. The floor is forward + max(backward, communication): forward and backward are those of a model that
-does not communicate, communication is the exchange of all gradients in one piece with nothing else going on.
+does not communicate, communication is the exchange of all gradients in one piece with nothing else going on. Three sizes
+of step are measured, from one that waits for the link to one that waits for its own arithmetic. Beside the floor stands
+what no layout can be quicker than on a serial link without any latency: whatever gradient one looks at, the last
+byte cannot have arrived before that gradient was ready and all bytes from it on have passed. It is above the floor where
+the link would have to be busy before the first large gradient is there.
 
 What physics expects: at 400 Mbit/s two ranks put 2 x 5.5 MB on the wire, 0.22 s; in bf16 half of it. The default of 25 MiB
 puts (nearly) all of it behind the backward pass. No layout can be below the floor.
@@ -30,6 +34,7 @@ from statistics_of_pairs import Estimate, median_interval
 HERE = Path(__file__).parent
 FP32_CAPS = ("fp32 0.3 MiB", "fp32 1 MiB", "fp32 4 MiB")
 BF16_CAPS = ("bf16 0.3 MiB", "bf16 1 MiB", "bf16 4 MiB")
+SIZES = ((24, 2), (48, 1), (48, 2))  # side of the patches of low resolution, how many per rank
 FIXED = ("ddp", *FP32_CAPS, "bf16 default", *BF16_CAPS)
 
 
@@ -49,11 +54,13 @@ def main() -> int:
     rounds = 3 if asked.quick else asked.rounds
     patch, batch = (12, 1) if asked.quick else (24, 2)
     size = ["--patch", str(patch), "--batch", str(batch)]
+    sizes = [(patch, batch)] if asked.quick else SIZES
     parts = ["floor"] if asked.quick and len(asked.parts) == 4 else asked.parts
     print_heading("Bucket layouts and bf16 on slow links", rounds=rounds, patch=patch, batch_per_rank=batch)
     verdicts = Verdicts()
     if "floor" in parts:
-        _floor("400mbit", rounds, size, verdicts)
+        for patch, batch in sizes:
+            _floor("400mbit", rounds, patch, batch, verdicts)
     if "rates" in parts:
         for rate in ("10gbit", "1gbit", "200mbit"):
             _rates(rate, rounds, size, verdicts)
@@ -94,9 +101,10 @@ def _steps_table(title: str, rows: list[dict[str, Any]], floors: dict[str, list[
     print_table(title, ["variant", "step, ms", "of DDP's default", "of its floor"], lines)
 
 
-def _floor(rate: str, rounds: int, size: list[str], verdicts: Verdicts) -> None:
-    result = _run(rate, "--rounds", str(rounds), *size)
+def _floor(rate: str, rounds: int, patch: int, batch: int, verdicts: Verdicts) -> None:
+    result = _run(rate, "--rounds", str(rounds), "--patch", str(patch), "--batch", str(batch))
     rows = result["rows"]
+    size = f"patch {patch}, {batch} per rank"
     forward = _column(rows, "local", "forward")
     both = _column(rows, "local")
     communication = {name: _column(rows, f"{name} alone", "exchange") for name in ("fp32", "bf16")}
@@ -107,18 +115,24 @@ def _floor(rate: str, rounds: int, size: list[str], verdicts: Verdicts) -> None:
         ]
         for name in communication
     }
-    _steps_table(f"{rate}, two ranks", rows, floors)
+    _steps_table(f"{rate}, two ranks, {size}", rows, floors)
     for name in ("muster fp32", "muster bf16", "auto"):
-        print(f"  {name} chose: {result['told'].get(name)}")
+        print(f"  {name} chose: {result['told'][name]['decision']}")
+    for kind in ("fp32", "bf16"):
+        earliest = _earliest(result["told"][f"muster {kind}"]["profile"], communication[kind])
+        floor = median_interval(floors[kind]).median
+        print(
+            f"  {kind}: floor {1e3 * floor:.1f} ms, no layout below {1e3 * earliest:.1f} ms ({earliest / floor:.3f} of it)"
+        )
     print()
     for kind, bar, caps in (("fp32", 1.10, FP32_CAPS), ("bf16", 1.06, (*BF16_CAPS, "bf16 default"))):
         ours = f"muster {kind}"
         found = _ratio(rows, ours, floors[kind])
-        verdicts.judge(f"{kind} step <= {bar:.2f} x floor at {rate}", found.median <= bar, found.text(3))
+        verdicts.judge(f"{size}: {kind} step <= {bar:.2f} x floor", found.median <= bar, found.text(3))
         best = min(caps, key=lambda cap: median_interval(_column(rows, cap)).median)
         against = _ratio(rows, ours, _column(rows, best))
         verdicts.judge(
-            f"{kind} below the best hand-set cap at {rate}",
+            f"{size}: {kind} below the best hand-set cap",
             against.median < 1.0,
             f"{against.text(3)} of {best}",
         )
@@ -131,17 +145,25 @@ def _floor(rate: str, rounds: int, size: list[str], verdicts: Verdicts) -> None:
             ]
         )
         verdicts.judge(
-            f"{kind} exposed communication <= the floor's + 5 % of the step",
+            f"{size}: {kind} exposed communication <= the floor's + 5 % of the step",
             exposed.median <= 0.05,
             f"{exposed.text(1, 100)} % of the step more",
         )
+
+
+def _earliest(profile: dict[str, Any], exchange: list[float]) -> float:
+    """Seconds from the beginning of a step within which no layout can end, given when gradients are ready."""
+    whole = median_interval(exchange).median
+    sizes, ready = profile["bytes"], profile["ready_s"]
+    left = [sum(sizes[position:]) / sum(sizes) * whole for position in range(len(sizes))]
+    return max(begin + rest for begin, rest in zip(ready, left, strict=True))
 
 
 def _rates(rate: str, rounds: int, size: list[str], verdicts: Verdicts) -> None:
     result = _run(rate, "--rounds", str(rounds), "--only", "auto", *FIXED, *size)
     rows = result["rows"]
     _steps_table(f"{rate}, two ranks", rows, {})
-    print(f"  auto chose: {result['told']['auto']}\n")
+    print(f"  auto chose: {result['told']['auto']['decision']}\n")
     best = min(FIXED, key=lambda name: median_interval(_column(rows, name)).median)
     against = _ratio(rows, "auto", _column(rows, best))
     verdicts.judge(
@@ -155,7 +177,7 @@ def _loopback(rounds: int, size: list[str], verdicts: Verdicts) -> None:
     result = _run(None, "--rounds", str(rounds), "--only", "auto", "ddp", *size)
     rows = result["rows"]
     _steps_table(f"loopback as it is, {rounds} alternating pairs", rows, {})
-    print(f"  auto chose: {result['told']['auto']}\n")
+    print(f"  auto chose: {result['told']['auto']['decision']}\n")
     against = _ratio(rows, "auto", _column(rows, "ddp"))
     verdicts.judge("auto not slower than DDP beyond noise on loopback", against.low <= 1.0, against.text(3))
 

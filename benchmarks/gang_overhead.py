@@ -31,8 +31,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+from peer_environment import PeerUnavailable, cache_home, ray_train_python
 from printed_results import Verdicts, print_heading, print_table
-from ray_train_environment import RayTrainUnavailable, cache_home, ray_train_python
 from spin_control import speed_up
 from statistics_of_pairs import alternating_orders, median_interval
 
@@ -167,7 +167,7 @@ def start(folder: Path, starts: int, seed: int, verdicts: Verdicts) -> None:
     """Command to first step beside Ray Train."""
     try:
         python: Path | None = ray_train_python()
-    except RayTrainUnavailable as error:
+    except PeerUnavailable as error:
         python = None
         print(f"Ray Train could not be installed, so it is not measured: {error}")
     rows, ratios, bare_ratios = [], [], []

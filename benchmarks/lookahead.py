@@ -38,7 +38,7 @@ from typing import Any
 
 import numpy as np
 import slow_store
-from peer_streaming_environment import PeersUnavailable, peers_python
+from peer_environment import PeerUnavailable, streaming_python
 from printed_results import Verdicts, print_heading, print_table
 from statistics_of_pairs import Estimate, median_interval
 from streaming_data import Photographs, write_mosaic_shards, write_photographs
@@ -55,6 +55,7 @@ TITLES = {
     "mosaic": "MosaicML streaming",
 }
 TIMEOUT_S = 900.0
+PEER_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,10 @@ class Measured:
     statistics: list[dict[str, Any]] = field(default_factory=list)
 
 
+class LoaderFailed(Exception):
+    """A process of a loop ended with an error."""
+
+
 class Bench:
     """Runs loaders over one set of photographs."""
 
@@ -104,7 +109,20 @@ class Bench:
     def run(
         self, loader: str, url: str, compute_s: float, store: slow_store.Started | None, **more: Any
     ) -> Measured:
-        """Five epochs on two ranks."""
+        """Five epochs on two ranks; a peer that fails is run again, and it is said."""
+        for left in range(PEER_TRIES - 1, -1, -1):
+            try:
+                return self._run(loader, url, compute_s, store, **more)
+            except LoaderFailed as failure:
+                if loader == MUSTER or not left:
+                    raise SystemExit(str(failure)) from None
+                last_line = str(failure).strip().splitlines()[-1]
+                print(f"{TITLES[loader]} failed, and is run again: {last_line}", flush=True)
+        raise AssertionError("the last try returns or ends the benchmark")
+
+    def _run(
+        self, loader: str, url: str, compute_s: float, store: slow_store.Started | None, **more: Any
+    ) -> Measured:
         self._runs += 1
         scratch = self._scratch / f"run-{self._runs}"
         settings = {
@@ -130,6 +148,7 @@ class Bench:
         walls = [max(rank["walls"][epoch] for rank in told) for epoch in range(EPOCHS)]
         waits = [float(np.mean([rank["waits"][epoch] for rank in told])) for epoch in range(EPOCHS)]
         images = sum(rank["images"] for rank in told)
+        print(f"{TITLES[loader]}: {images / sum(walls):.0f} images/s", file=sys.stderr, flush=True)
         return Measured(images / sum(walls), walls, waits, reads, [rank["loader"] for rank in told])
 
     def _ranks(self, loader: str, settings: dict[str, Any], url: str, scratch: Path) -> list[dict[str, Any]]:
@@ -173,7 +192,7 @@ class Bench:
             for process in processes:
                 out, errors = process.communicate(timeout=TIMEOUT_S)
                 if process.returncode != 0:
-                    raise SystemExit(f"{loader} failed:\n{errors[-3000:]}")
+                    raise LoaderFailed(f"{loader} failed:\n{errors[-3000:]}")
                 told.append(json.loads(out.splitlines()[-1]))
         finally:
             for process in processes:
@@ -250,8 +269,8 @@ def peers(photographs: Photographs, parts: list[str]) -> Path | None:
     if "third" not in parts:
         return None
     try:
-        python = peers_python()
-    except PeersUnavailable as error:
+        python = streaming_python()
+    except PeerUnavailable as error:
         print(f"WebDataset and MosaicML streaming are not compared: {error}")
         return None
     write_mosaic_shards(photographs, python)

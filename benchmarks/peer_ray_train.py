@@ -2,7 +2,7 @@
 
     python benchmarks/peer_ray_train.py JOB RANKS CORES OUT
 
-Runs in an environment of its own (`ray_train_environment.py`). Rank 0 writes into OUT when its first step was done, in Unix
+Runs in an environment of its own (`peer_environment.py`). Rank 0 writes into OUT when its first step was done, in Unix
 seconds. Ray starts as Muster starts its own: on loopback, without dashboard, usage statistics and log forwarding.
 """
 

@@ -102,7 +102,7 @@ def test_small_messages_and_large_ones_want_different_mends(tmp_path: Path) -> N
     assert verdict(small).pillar == "comm"
     assert "larger buckets" in verdict(small).sentence
     large = facts(job, step(compute=0.5, comm=0.5), classes=[message(10_000_000, 12.0, 0.95e9)])
-    assert "send fewer bytes" in verdict(large).sentence
+    assert "sends fewer bytes" in verdict(large).sentence
 
 
 def test_fp32_where_there_is_bf16_is_limited_by_compute(

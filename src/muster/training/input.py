@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from muster.engine.gang import RankContext
 from muster.pillars.io.access_order import Dealt, StepOrder
 from muster.pillars.io.loader import LookAheadLoader
+from muster.pillars.io.patience import Patience
 from muster.pillars.io.samples import StoredSamples
 from muster.spec.gang_how import GangHow
-from muster.training.order import GlobalOrder, RankBatches, SeededSamples
+from muster.training.order import GlobalOrder, RankBatches, SampleKey, SeededSamples
 
 _COUNTS = (
     "samples",
@@ -88,7 +89,12 @@ class Input:
     def first_batch(self) -> tuple[Any, int]:
         """The first micro-batch and its number of samples, read for this call alone."""
         keys = self._batches.of(min(self._first_step, self._steps - 1))[0]
-        return default_collate([self._samples[key] for key in keys]), len(keys)
+        return default_collate([self._read(key) for key in keys]), len(keys)
+
+    def _read(self, key: SampleKey) -> Any:
+        if not isinstance(self._data, StoredSamples):
+            return self._samples[key]
+        return Patience().read(lambda: self._samples[key], key.index)
 
     def batches(self) -> Iterator[Any]:
         """The micro-batches in order; called once, by all ranks together."""

@@ -149,10 +149,11 @@ def _mend_comm(facts: Facts) -> str:
     mean = worst.bytes / max(worst.count, 1)
     speed = f"{worst.count} messages of {mean / 1e3:.4g} kB reach {worst.bytes_per_s / 1e6:.4g} MB/s"
     if worst.link_bytes_per_s and worst.link_bytes_per_s < _SMALL * facts.link_bytes_per_s:
-        return f"{speed} where large ones could have {facts.link_bytes_per_s / 1e6:.4g}: put them into larger buckets"
-    return (
-        f"{speed} on a link of {facts.link_bytes_per_s / 1e6:.4g} MB/s: send fewer bytes (bf16, compression)"
-    )
+        return (
+            f"{speed} where large ones could have {facts.link_bytes_per_s / 1e6:.4g}: larger buckets "
+            "(how.communication.buckets: default or auto) reach more"
+        )
+    return f"{speed} on a link of {facts.link_bytes_per_s / 1e6:.4g} MB/s: how.communication.compression sends fewer bytes"
 
 
 def _mend_compute(facts: Facts) -> str:

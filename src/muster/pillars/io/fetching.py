@@ -16,28 +16,12 @@ from muster.pillars.io.batches import Form, Origin, Place
 from muster.pillars.io.concurrency import Concurrency
 from muster.pillars.io.holdings import Holdings, storage_of
 from muster.pillars.io.loader_statistics import Tally
+from muster.pillars.io.patience import Patience, unreadable
 from muster.pillars.io.plan import Placement, StorageClass
 from muster.pillars.io.raw_samples import Buffer
 from muster.pillars.io.routes import READS_THE_STORE, Job, RankAccesses, Route
 
 Key = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long to wait for whom.
-
-    Arguments:
-        retries: times that a failed request of the store is made again.
-        backoff_s: before the first of them; each later one waits twice as long.
-        stall_s: a request without an answer for this long is made again.
-        peer_s: how long the training loop waits for a sample that a peer should have before the store is asked.
-    """
-
-    retries: int = 5
-    backoff_s: float = 0.1
-    stall_s: float = 30.0
-    peer_s: float = 10.0
 
 
 class Closed(Exception):
@@ -169,18 +153,13 @@ class Fetcher:
         self._tally.add(lost_copies=1)
         if self._samples is None:
             return Place(Form.ABSENT, Origin.STORE)
-        attempt = 0
-        while True:
-            try:
-                stored = self._read(index)
-            except OSError as error:
-                if attempt == self._patience.retries:
-                    raise self._unreadable(index, error) from error
-                self._tally.add(store_retries=1)
-                self._closed.wait(self._patience.backoff_s * 2**attempt)
-                attempt += 1
-            else:
-                return Place(Form.STORED, Origin.STORE, inline=stored, length=len(stored))
+        stored = self._patience.read(
+            lambda: self._read(index),
+            index,
+            on_retry=lambda: self._tally.add(store_retries=1),
+            pause=self._closed.wait,
+        )
+        return Place(Form.STORED, Origin.STORE, inline=stored, length=len(stored))
 
     def close(self) -> None:
         """Stops fetching; requests under way end on their own."""
@@ -360,11 +339,7 @@ class Fetcher:
             self._changed.notify_all()
 
     def _unreadable(self, index: int, error: OSError) -> DataError:
-        tries = self._patience.retries + 1
-        return DataError(
-            f"sample {index}: the store failed {tries} times, at last with: {error}; "
-            "see whether the store is up and the sample is whole, then resume"
-        )
+        return unreadable(index, self._patience.retries + 1, error)
 
     def _watch(self) -> None:
         """Makes requests again that got no answer."""

@@ -115,24 +115,15 @@ def look_at_first_sample(
 
 
 def _read(stored: StoredSamples, index: int, sizes: Ids | None, settings: Settings, tally: Tally) -> bytes:
-    patience, attempt = settings.patience, 0
-    while True:
-        try:
-            content = stored.read(index)
-            if sizes is not None and len(content) != sizes[index]:
-                raise OSError(f"{len(content):,} bytes came instead of {sizes[index]:,}")
-        except OSError as error:
-            if attempt == patience.retries:
-                raise DataError(
-                    f"sample {index}: the store failed {attempt + 1} times, at last with: {error}; "
-                    "see whether the store is up and the sample is whole"
-                ) from error
-            tally.add(store_retries=1)
-            time.sleep(patience.backoff_s * 2**attempt)
-            attempt += 1
-        else:
-            tally.add(store_reads=1, store_bytes=len(content))
-            return content
+    def request() -> bytes:
+        content = stored.read(index)
+        if sizes is not None and len(content) != sizes[index]:
+            raise OSError(f"{len(content):,} bytes came instead of {sizes[index]:,}")
+        return content
+
+    content: bytes = settings.patience.read(request, index, on_retry=lambda: tally.add(store_retries=1))
+    tally.add(store_reads=1, store_bytes=len(content))
+    return content
 
 
 def _generator_states() -> tuple[Any, Any, Any]:

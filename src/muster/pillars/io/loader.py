@@ -14,9 +14,9 @@ from torch.utils.data import DistributedSampler, default_collate
 from muster.errors import DataError
 from muster.pillars.io.access_order import AccessOrder, Dealt, Order, Tail
 from muster.pillars.io.decoding_server import decoding_server
-from muster.pillars.io.fetching import Patience
 from muster.pillars.io.loader_statistics import LoaderStatistics, Tally
 from muster.pillars.io.look_ahead_run import LookAheadRun
+from muster.pillars.io.patience import Patience
 from muster.pillars.io.rendezvous import Meeting
 from muster.pillars.io.session import Cache, Session, Settings
 

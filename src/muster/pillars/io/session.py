@@ -15,11 +15,12 @@ from muster.errors import DataError
 from muster.pillars.io.access_order import Ids, Order
 from muster.pillars.io.batches import BatchMaker, Form
 from muster.pillars.io.concurrency import Concurrency
-from muster.pillars.io.fetching import Fetcher, Patience, replicated
+from muster.pillars.io.fetching import Fetcher, replicated
 from muster.pillars.io.first_sample import FirstSample, look_at_first_sample
 from muster.pillars.io.holdings import Holdings
 from muster.pillars.io.loader_statistics import Tally
 from muster.pillars.io.look_ahead_run import LookAheadRun
+from muster.pillars.io.patience import Patience
 from muster.pillars.io.peers import Peer, PeerService, this_machine
 from muster.pillars.io.plan import count_accesses, place, replicas
 from muster.pillars.io.rendezvous import Introduction, Meeting, serving_host
