@@ -19,7 +19,7 @@ does, so that a killed benchmark leaves no store behind: start it with a pipe fo
     GET    /.muster/counts            what was asked for: reads, heads, listings, bytes and faults, in all and by path
     GET    /.muster/counts?ranges=1   the same, with how often each range of each path was read
     DELETE /.muster/counts            begins to count anew
-    PUT    /.muster/settings          changes rate, latency, burst, fail, stall, stall_s, short or seed from now on (JSON)
+    PUT    /.muster/settings          changes settings by name from now on (JSON)
 
     python benchmarks/slow_store.py --root DIR --rate 20e6 --latency 0.01 --fail 0.01 < /dev/tty
 """
@@ -60,6 +60,7 @@ class Settings:
         burst: bytes that may go at once after a pause.
         fail, stall, short: probability that a read meets that fault.
         stall_s: how long a stalled answer pauses, in seconds.
+        keep_alive: 0: every answer is its connection's last.
         seed: of the faults.
     """
 
@@ -70,6 +71,7 @@ class Settings:
     stall: float = 0.0
     short: float = 0.0
     stall_s: float = 5.0
+    keep_alive: float = 1.0
     seed: int = 0
 
 
@@ -194,6 +196,8 @@ class Store:
             headers["Content-Range"] = f"bytes {begin}-{end - 1}/{status.st_size}"
         headers["Content-Length"] = str(end - begin)
         response = web.StreamResponse(status=206 if ranged else 200, headers=headers)
+        if not self.settings.keep_alive:
+            response.force_close()
         if request.method == "HEAD":
             counts.heads += 1
             await response.prepare(request)
