@@ -13,12 +13,13 @@ from torch.utils.data import DistributedSampler, default_collate
 
 from muster.errors import DataError
 from muster.pillars.io.access_order import AccessOrder, Dealt, Order, Tail
-from muster.pillars.io.decoding_server import decoding_server
+from muster.pillars.io.batches import BatchMaker
 from muster.pillars.io.loader_statistics import LoaderStatistics, Tally
 from muster.pillars.io.look_ahead_run import LookAheadRun
 from muster.pillars.io.patience import Patience
 from muster.pillars.io.rendezvous import Meeting
 from muster.pillars.io.session import Cache, Session, Settings
+from muster.pillars.io.worker_pool import WorkerPool
 
 
 class LookAheadLoader:
@@ -50,7 +51,7 @@ class LookAheadLoader:
         epochs: of the whole training, counted from 0.
         memory_bytes: what this rank may keep in memory. None: its share of half of what the machine has left.
         disk: a folder and how many bytes this rank may keep there; in a file without a name, gone with the process.
-        workers: processes that decode; 0: the training process itself.
+        workers: processes that decode, begun at once with the data set as it is then; 0: the training process itself.
         seed: of the shuffle, without a sampler; of the workers' generators.
         on_corrupt: ``stop`` raises; ``skip`` leaves corrupt samples out of their batch, and counts and names them.
         collate_fn: makes a batch of a list of samples; torch's `default_collate` if None.
@@ -142,9 +143,10 @@ class LookAheadLoader:
             peer_address=peer_address,
             patience=Patience(retries, backoff_s, stall_timeout_s, peer_timeout_s),
         )
-        if workers:
-            decoding_server()  # imports torch while the training process builds its model
         self._collate = collate_fn or default_collate
+        self._workers: WorkerPool | None = None
+        if workers:
+            self._start_workers()  # they import what they need while the training process builds its model
         self._finish = _pinned if pin_memory else _unchanged
         self._tally = Tally()
         self._session: Session | None = None
@@ -223,7 +225,9 @@ class LookAheadLoader:
         """Ends workers, threads and connections; without it that happens when the loader is collected."""
         if self._finalizer is not None:
             self._finalizer()
-        self._session = self._run = None
+        if self._workers is not None:
+            self._workers.close()
+        self._session = self._run = self._workers = None
 
     def __enter__(self) -> LookAheadLoader:
         return self
@@ -234,6 +238,8 @@ class LookAheadLoader:
     def _run_from(self, epoch: int, start: int) -> LookAheadRun:
         """What reads ahead: as it is if it stands there, else begun anew."""
         if self._session is None:
+            if self._settings.workers and self._workers is None:
+                self._start_workers()
             self._session = Session(
                 self.dataset,
                 self._order,
@@ -242,7 +248,8 @@ class LookAheadLoader:
                 start,
                 self._meeting,
                 self._settings,
-                self._collate,
+                self._maker(),
+                self._workers,
                 self._finish,
                 self._tally,
             )
@@ -251,6 +258,19 @@ class LookAheadLoader:
         if run is None or not run.stands_at(epoch, start):
             run = self._run = self._session.start(epoch, start, self.epochs)
         return run
+
+    def _maker(self) -> BatchMaker:
+        return BatchMaker(
+            self.dataset,
+            self._collate,
+            skip_corrupt=self._settings.skip_corrupt,
+            seed=self._order.seed,
+            seed_each_sample=self._settings.seed_each_sample,
+        )
+
+    def _start_workers(self) -> None:
+        self._workers = WorkerPool(self._settings.workers, self._maker())
+        weakref.finalize(self, self._workers.close)
 
     def _batches(self, run: LookAheadRun, epoch: int, start: int) -> Iterator[Any]:
         for number in range(self._order.batches(epoch, self._rank, start)):

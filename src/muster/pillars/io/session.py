@@ -63,7 +63,8 @@ class Session:
         position: how much of the first of them has been used.
         meeting: of the ranks.
         settings: the user's.
-        collate: makes batches.
+        maker: makes batches.
+        pool: the worker processes that do so, or None.
         finish: is called with every batch last of all.
         tally: the statistics.
     """
@@ -77,7 +78,8 @@ class Session:
         position: int,
         meeting: Meeting,
         settings: Settings,
-        collate: Callable[[list[Any]], Any],
+        maker: BatchMaker,
+        pool: WorkerPool | None,
         finish: Callable[[Any], Any],
         tally: Tally,
     ) -> None:
@@ -86,16 +88,9 @@ class Session:
         stored = samples if isinstance(samples, StoredSamples) else None
         self._stored = stored
         self._stored_sizes = _sizes(stored, order.samples) if stored is not None else None
-        self._maker = BatchMaker(
-            samples,
-            collate,
-            skip_corrupt=settings.skip_corrupt,
-            seed=order.seed,
-            seed_each_sample=settings.seed_each_sample,
-        )
+        self._maker, self._pool = maker, pool
         self._concurrency = Concurrency(most=settings.most_requests)
         self._run: LookAheadRun | None = None
-        self._pool: WorkerPool | None = None
         self._service: PeerService | None = None
         self._closed = False
 
@@ -118,6 +113,9 @@ class Session:
         staging = StagingArea(settings.lookahead_bytes) if settings.workers else None
         self._holdings = Holdings(shelves, staging, peers, form)
         self._maker.areas = list(self._holdings.areas)
+        if pool is not None:
+            pool.share(self._holdings)
+            tally.now.decode_workers = pool.size
         mapped = self._holdings.mapped_ranks(order.world_size)
         distinct = [
             machine if mapped[other] else f"{machine} {other}" for other, machine in enumerate(machines)
@@ -176,10 +174,7 @@ class Session:
             finish=self._finish,
             tally=self._tally,
         )
-        if settings.workers:
-            if self._pool is None:
-                self._pool = WorkerPool(settings.workers, self._maker, holdings)
-                self._tally.now.decode_workers = settings.workers
+        if self._pool is not None:
             self._run.use(self._pool)
         return self._run
 

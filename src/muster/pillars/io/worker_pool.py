@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import queue
 import selectors
 import socket
 import threading
@@ -49,20 +50,24 @@ class _Worker:
 
 
 class WorkerPool:
-    """Some worker processes; each has its own copy of the data set.
+    """Some worker processes; each has its own copy of the data set, as it is now.
+
+    They start at once and in the background, so that what they import is there when the first batch is wanted; `share`
+    gives them what they read.
 
     Arguments:
         workers: how many.
         maker: what each of them does.
-        holdings: what they read.
 
     Attributes:
         listener: who is told of results; what comes while there is none is dropped.
     """
 
-    def __init__(self, workers: int, maker: BatchMaker, holdings: Holdings) -> None:
+    def __init__(self, workers: int, maker: BatchMaker) -> None:
         self.listener: Listener | None = None
+        self.size = workers
         self._closed = False
+        self._shared: queue.SimpleQueue[list[tuple[Any, list[int]]] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         # By value: what is defined in a script or a notebook arrives too, and no script runs a second time.
         prepared = cloudpickle.dumps(maker)
@@ -72,10 +77,14 @@ class WorkerPool:
         # Not here: the samples of the first batches can be fetched while the server still imports torch.
         threading.Thread(
             target=self._run,
-            args=(workers, prepared, holdings.shared()),
+            args=(workers, prepared),
             daemon=True,
             name="muster-io-collect",
         ).start()
+
+    def share(self, holdings: Holdings) -> None:
+        """Says where samples lie; once, before the first batch."""
+        self._shared.put(holdings.shared())
 
     @property
     def processes(self) -> list[int]:
@@ -102,14 +111,18 @@ class WorkerPool:
     def close(self) -> None:
         """Ends the workers."""
         self._closed = True
+        self._shared.put(None)
         self._open.wait(30)
         for worker in self._workers:
             with contextlib.suppress(OSError):
                 worker.channel.socket.shutdown(socket.SHUT_RDWR)
 
-    def _run(self, workers: int, prepared: bytes, areas: list[tuple[Any, list[int]]]) -> None:
+    def _run(self, workers: int, prepared: bytes) -> None:
         try:
             self._workers = [_Worker(*self._server.fork(prepared)) for _ in range(workers)]
+            areas = self._shared.get()
+            if areas is None:  # closed before anything was wanted
+                return
             for area, descriptors in areas:
                 described = area.capacity if isinstance(area, StagingArea) else area
                 for worker in self._workers:
