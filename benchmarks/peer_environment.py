@@ -45,6 +45,15 @@ def streaming_python() -> Path:
     return _python("streaming", STREAMING)
 
 
+def byzfl_python() -> Path:
+    """The Python of ByzFL; without torchvision and the plotting packages, which its aggregators do not use.
+
+    Raises:
+        PeerUnavailable: a package cannot be installed.
+    """
+    return _python("byzfl", ["--no-deps", "byzfl==0.0.11"], ["numpy", "scipy"])
+
+
 def _python(name: str, *packages: Sequence[str]) -> Path:
     """The Python of an environment, which is made first if it is not there or has other versions."""
     folder = cache_home() / "muster-benchmarks" / name

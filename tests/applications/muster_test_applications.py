@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from muster.io import Folder, StoredSamples
+from muster.merge import MergeRule
 from muster.spec import What
 from muster.training.application import Application
 
@@ -224,3 +227,14 @@ class Pictures(Application):
     def loss(self, model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
         pictures = batch.to(torch.float32) / 255
         return nn.functional.mse_loss(model(pictures), pictures.mean((2, 3)))
+
+
+@dataclass(frozen=True)
+class Halfway(MergeRule):
+    """A merge rule of another package: half of the way."""
+
+    name: ClassVar[str] = "tests.halfway"
+    arrival: ClassVar[str] = "each"
+
+    def _merge(self, model, updates, state):
+        return {key: (value + updates[0].arrays[key]) / 2 for key, value in model.items()}, state
