@@ -20,8 +20,8 @@ third       r = 1/3. DataLoader needs E/r epochs' worth of compute, a loader tha
             used without a cache of its own (with one, it is shown: each rank then sees only its own shards again and
             again), at least 0.98 of MosaicML streaming, store reads at most 1.02 of the plan's, and a stall of at most
             5 % in the epochs that the plan calls feasible (all but the first).
-fiftieth    r = 1/50, with a fifth of the compute. The bar: 4.5 times DataLoader, of 4.63 that are possible. (With a tenth, two
-            cores that are busy with compute cannot decode as fast as it consumes: 4.46.)
+fiftieth    r = 1/50, with a fifth of the compute. The bar: 4.5 times DataLoader, of 4.63 that are possible. (With a tenth,
+            two cores that are busy with compute cannot decode as fast as it consumes: 4.46.)
 plenty      r = 2: every epoch is feasible. The bar: a stall of at most 5 % of the time.
 local       No slow store and no compute: files on this machine, loaders as fast as they go. The bar: 0.98 of DataLoader.
 
