@@ -6,7 +6,6 @@ Run by `buckets.py` in the network it has prepared; prints one line of JSON.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import statistics
@@ -174,10 +173,7 @@ def _attached(context: Any, asked: argparse.Namespace, compression: str, **optio
     return Variant(
         _trained(context, asked, replica),
         lambda: attached.settled,
-        lambda: {
-            "decision": attached.decisions[-1] if attached.decisions else None,
-            "profile": None if attached.profile is None else dataclasses.asdict(attached.profile),
-        },
+        lambda: attached.decisions[-1] if attached.decisions else None,
     )
 
 
@@ -202,6 +198,8 @@ def _alone(context: Any, name: str) -> Callable[[], None]:
 
 def _profile(context: Any, asked: argparse.Namespace) -> dict[str, Any]:
     """Profile and link of ranks that share cores as asked, or their median step alone."""
+    import dataclasses
+
     from torch.nn.parallel import DistributedDataParallel
 
     from muster.pillars.comm.layout import capped_layout

@@ -31,7 +31,7 @@ class RefusedUpdate(DataError):
 
 def pack(arrays: Arrays) -> bytes:
     """Arrays as bytes; equal arrays give equal bytes."""
-    ordered = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
+    ordered = {name: np.asarray(arrays[name], order="C") for name in sorted(arrays)}
     packed: bytes = save(ordered)
     return packed
 
