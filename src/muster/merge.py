@@ -8,6 +8,6 @@ source.
 """
 
 from muster.training.merge.registry import get, rules
-from muster.training.merge.rule import Handed, MergeRule, Update
+from muster.training.merge.rule import Handed, MergeRule, Trained, Update
 
-__all__ = ["Handed", "MergeRule", "Update", "get", "rules"]
+__all__ = ["Handed", "MergeRule", "Trained", "Update", "get", "rules"]

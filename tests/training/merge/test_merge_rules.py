@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 
 import muster.merge
 from muster.errors import RefusedInput
-from muster.merge import Handed, MergeRule, Update
+from muster.merge import Handed, MergeRule, Trained, Update
 from muster.training.merge.robust import GeometricMedian, gram
 
 Vector = np.ndarray
@@ -96,7 +96,7 @@ def quadratic_fixed_point(rule: MergeRule, samples: Sequence[int], rounds: int =
                 gradient = rule.gradient(gradient, weights, handed, own[party], 0.1)
                 weights = {"x": weights["x"] - 0.1 * gradient["x"]}
             update, own[party] = rule.hand_in(
-                handed, weights, own[party], samples=samples[party], steps=5, lr=0.1
+                handed, Trained(weights, samples=samples[party], steps=5, lr=0.1), own[party]
             )
             updates.append(update)
         model, state = rule.merge(model, updates, state)
@@ -150,10 +150,10 @@ def test_scaffold_of_one_party_without_controls_is_fedavg() -> None:
     scaffold, handed = muster.merge.get("scaffold"), Handed(split(model))
     sent = scaffold.send(split(model), scaffold.begin(split(model)))
     update, _ = scaffold.hand_in(
-        Handed(split(model), sent), split(trained[0]), {}, samples=3, steps=4, lr=0.1
+        Handed(split(model), sent), Trained(split(trained[0]), samples=3, steps=4, lr=0.1), {}
     )
     fedavg = muster.merge.get("fedavg")
-    plain, _ = fedavg.hand_in(handed, split(trained[0]), {}, samples=3, steps=4, lr=0.1)
+    plain, _ = fedavg.hand_in(handed, Trained(split(trained[0]), samples=3, steps=4, lr=0.1), {})
     np.testing.assert_allclose(merged(scaffold, model, [update]), merged(fedavg, model, [plain]), atol=1e-15)
 
 
@@ -368,9 +368,7 @@ def test_an_elastic_worker_goes_on_from_its_own_weights() -> None:
         start = rule.start(Handed(model), own[worker])
         np.testing.assert_allclose(flat(start), begun, atol=1e-14)
         x[worker] = trained = begun + generator.standard_normal(SIZE)
-        update, own[worker] = rule.hand_in(
-            Handed(model), split(trained), own[worker], samples=1, steps=1, lr=0.1
-        )
+        update, own[worker] = rule.hand_in(Handed(model), Trained(split(trained)), own[worker])
         model, state = rule.merge(model, [update], state)
         centre = centre + 0.25 * (trained - centre)
         np.testing.assert_allclose(flat(model), centre, atol=1e-14)
@@ -443,7 +441,7 @@ def test_every_rule_keeps_dtypes_counters_and_what_it_was_given(name: str) -> No
     updates = []
     for number, row in enumerate(trained if rule.arrival == "round" else trained[:1]):
         weights = split(row, np.float32) | {"bn.num_batches_tracked": np.array(40 + number, np.int64)}
-        update, _ = rule.hand_in(handed, weights, {}, samples=2, steps=3, lr=0.1, loss=1.0)
+        update, _ = rule.hand_in(handed, Trained(weights, samples=2, steps=3, lr=0.1, loss=1.0), {})
         updates.append(update)
     copies = [{key: value.copy() for key, value in update.arrays.items()} for update in updates]
     state = rule.begin(before)
@@ -483,7 +481,7 @@ def test_personal_layers_never_leave_a_party_and_come_back_to_it() -> None:
     handed = Handed(split(model))
     updates, own = [], []
     for row in trained:
-        update, kept = rule.hand_in(handed, split(row), {}, samples=1, steps=1, lr=0.1)
+        update, kept = rule.hand_in(handed, Trained(split(row)), {})
         assert np.array_equal(update.arrays["head.bias"], handed.model["head.bias"])
         updates.append(update)
         own.append(kept)

@@ -9,7 +9,17 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from muster.errors import RefusedInput
-from muster.training.merge.rule import Array, Arrays, Arrival, Handed, MergeRule, State, Update, number
+from muster.training.merge.rule import (
+    Array,
+    Arrays,
+    Arrival,
+    Handed,
+    MergeRule,
+    State,
+    Trained,
+    Update,
+    number,
+)
 
 Merged = tuple[Mapping[str, Array], State]
 
@@ -121,18 +131,8 @@ class EASGD(MergeRule):
             return handed.model
         return _towards(own["weights"], handed.model, self.alpha)
 
-    def hand_in(
-        self,
-        handed: Handed,
-        weights: Arrays,
-        own: State,
-        *,
-        samples: int,
-        steps: int,
-        lr: float,
-        loss: float | None = None,
-    ) -> tuple[Update, State]:
-        return Update(weights, handed.model, samples, steps, loss=loss), {"weights": weights}
+    def hand_in(self, handed: Handed, trained: Trained, own: State) -> tuple[Update, State]:
+        return trained.update(handed), {"weights": trained.weights}
 
 
 @dataclass(frozen=True)

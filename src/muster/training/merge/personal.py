@@ -11,7 +11,7 @@ import numpy as np
 
 from muster.errors import RefusedInput
 from muster.training.merge.rounds import FedAvg
-from muster.training.merge.rule import Array, Arrays, Handed, State, Update
+from muster.training.merge.rule import Array, Arrays, Handed, State, Trained, Update
 
 Merged = tuple[Mapping[str, Array], State]
 
@@ -47,20 +47,11 @@ class FedPer(FedAvg):
     def start(self, handed: Handed, own: State) -> Arrays:
         return {**handed.model, **own.get("personal", {})}
 
-    def hand_in(
-        self,
-        handed: Handed,
-        weights: Arrays,
-        own: State,
-        *,
-        samples: int,
-        steps: int,
-        lr: float,
-        loss: float | None = None,
-    ) -> tuple[Update, State]:
+    def hand_in(self, handed: Handed, trained: Trained, own: State) -> tuple[Update, State]:
+        weights = trained.weights
         kept = {name: weights[name] for name in self.kept(weights)}
         shared = {name: handed.model[name] if name in kept else array for name, array in weights.items()}
-        return Update(shared, handed.model, samples, steps, loss=loss), {"personal": kept}
+        return trained.update(handed, shared), {"personal": kept}
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from muster.training.merge.rule import (
     Handed,
     MergeRule,
     State,
+    Trained,
     Update,
     combined,
     mean_delta,
@@ -105,26 +106,17 @@ class Scaffold(MergeRule):
         control = own.get("control") or _zeros(gradient)
         return {name: each - control[name] + handed.sent["control"][name] for name, each in gradient.items()}
 
-    def hand_in(
-        self,
-        handed: Handed,
-        weights: Arrays,
-        own: State,
-        *,
-        samples: int,
-        steps: int,
-        lr: float,
-        loss: float | None = None,
-    ) -> tuple[Update, State]:
+    def hand_in(self, handed: Handed, trained: Trained, own: State) -> tuple[Update, State]:
         common = handed.sent["control"]
         before = own.get("control") or _zeros(common)
         after = {
-            name: before[name] - common[name] + (handed.model[name] - weights[name]) / (steps * lr)
+            name: before[name]
+            - common[name]
+            + (handed.model[name] - trained.weights[name]) / (trained.steps * trained.lr)
             for name in common
         }
         change = {name: after[name] - before[name] for name in common}
-        update = Update(weights, handed.model, samples, steps, loss=loss, extra={"control": change})
-        return update, {"control": after}
+        return trained.update(handed, extra={"control": change}), {"control": after}
 
 
 @dataclass(frozen=True)
@@ -359,18 +351,8 @@ class FedPlus(MergeRule):
             for name, each in gradient.items()
         }
 
-    def hand_in(
-        self,
-        handed: Handed,
-        weights: Arrays,
-        own: State,
-        *,
-        samples: int,
-        steps: int,
-        lr: float,
-        loss: float | None = None,
-    ) -> tuple[Update, State]:
-        return Update(weights, handed.model, samples, steps, loss=loss), {"weights": weights}
+    def hand_in(self, handed: Handed, trained: Trained, own: State) -> tuple[Update, State]:
+        return trained.update(handed), {"weights": trained.weights}
 
 
 def _zeros(like: Arrays) -> dict[str, Array]:

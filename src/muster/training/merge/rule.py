@@ -76,6 +76,28 @@ class Handed:
     sent: State = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A party's training, when it is done.
+
+    Arguments:
+        weights: that it has ended with.
+        samples, steps, loss: as in `Update`.
+        lr: learning rate of its steps.
+    """
+
+    weights: Arrays
+    samples: int = 1
+    steps: int = 1
+    lr: float = 0.1
+    loss: float | None = None
+
+    def update(self, handed: Handed, weights: Arrays | None = None, extra: State | None = None) -> Update:
+        """What is handed in: by default the weights as they are, and nothing else."""
+        arrays = self.weights if weights is None else weights
+        return Update(arrays, handed.model, self.samples, self.steps, loss=self.loss, extra=extra or {})
+
+
 class MergeRule(ABC):
     """How updates change a model; its options are the fields of a frozen dataclass.
 
@@ -152,19 +174,9 @@ class MergeRule(ABC):
         """The gradient that a party's optimizer uses instead of ``gradient``, at ``weights`` and learning rate ``lr``."""
         return gradient
 
-    def hand_in(
-        self,
-        handed: Handed,
-        weights: Arrays,
-        own: State,
-        *,
-        samples: int,
-        steps: int,
-        lr: float,
-        loss: float | None = None,
-    ) -> tuple[Update, State]:
-        """A party's update after training, and what it keeps; arguments as in `Update` and `gradient`."""
-        return Update(weights, handed.model, samples, steps, loss=loss), own
+    def hand_in(self, handed: Handed, trained: Trained, own: State) -> tuple[Update, State]:
+        """A party's update after training, and what it keeps."""
+        return trained.update(handed), own
 
 
 def number(value: float) -> Arrays:
