@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from muster.pillars.io.access_order import AccessOrder
-from muster.pillars.io.plan import NOBODY, Speeds, count_accesses, epoch_is_feasible, place, replicas
+from muster.pillars.io.plan import HORIZON, NOBODY, Speeds, count_accesses, epoch_is_feasible, place, replicas
 from muster.pillars.io.simulation import reads_by_own_frequency, reads_covering_first
 
 
@@ -157,3 +157,12 @@ def test_an_epoch_is_feasible_when_each_source_keeps_up() -> None:
     speeds = Speeds(store=10.0, peers=100.0, consumed=20.0)
     assert epoch_is_feasible(from_store=50.0, from_peers=50.0, total=100.0, speeds=speeds)
     assert not epoch_is_feasible(from_store=51.0, from_peers=49.0, total=100.0, speeds=speeds)
+
+
+def test_a_plan_for_very_many_epochs_is_that_for_some_hundreds_and_takes_no_longer() -> None:
+    """A full shuffle uses each sample once an epoch: who keeps what is settled by the first ones."""
+    order = AccessOrder(300, world_size=2, batch_size=4, seed=3)
+    sizes = np.full(300, 10, dtype=np.int64)
+    plans = [place(count_accesses(order, 0, range(epochs)), sizes, [900, 900]) for epochs in (HORIZON, 10**9)]
+    assert np.array_equal(plans[0].holder, plans[1].holder)
+    assert np.count_nonzero(plans[0].holder == NOBODY) == 300 - 180

@@ -16,7 +16,7 @@ class LoaderStatistics:
         from_memory, from_disk, from_peers, from_store: where they came from; they sum to ``samples`` and the corrupt ones.
         store_reads, store_bytes: requests of the store that succeeded, and what they brought.
         store_retries: requests that failed, came short or stalled, and were made again.
-        planned_store_reads: what the whole job needs by its plan.
+        planned_store_reads: what the whole job needs by its plan, in its next 256 epochs at most.
         peer_bytes: that came from other ranks, without counting what is read in place.
         lost_copies: samples that a cache or a peer should have had and that were read from the store instead.
         lost_peers: ranks that were given up, and why.

@@ -19,6 +19,8 @@ import numpy.typing as npt
 from muster.pillars.io.access_order import Ids, Order
 
 NOBODY = -1
+HORIZON = 256
+"""Epochs that a plan looks at: what comes after them decides nothing more, and takes time to count."""
 
 
 class StorageClass(IntEnum):
@@ -30,7 +32,7 @@ class StorageClass(IntEnum):
 
 @dataclass(frozen=True)
 class Accesses:
-    """Who uses what how often, over all epochs that are left.
+    """Who uses what how often, over the epochs that are left.
 
     Arguments:
         uses: by all ranks together, of shape ``(samples,)``.
@@ -49,7 +51,7 @@ class Accesses:
 def count_accesses(
     order: Order, rank: int, epochs: range, position: int = 0, *, alone: bool = False
 ) -> Accesses:
-    """Goes through all epochs once; one epoch at a time is held in memory.
+    """Goes through the epochs once, `HORIZON` of them at most; one at a time is held in memory.
 
     Arguments:
         order: who uses what.
@@ -63,7 +65,7 @@ def count_accesses(
     own_uses = np.zeros(order.samples, dtype=np.int64)
     first_turn = np.full(order.samples, never, dtype=np.int64)
     turns_before = 0
-    for epoch in epochs:
+    for epoch in epochs[:HORIZON]:
         shares = order.shares(epoch, position if epoch == epochs.start else 0)
         users = [rank] if alone else range(order.world_size)
         for user in users:
