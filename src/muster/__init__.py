@@ -1,7 +1,7 @@
 """Muster: scalable deep learning on whatever machines you can muster.
 
-The public names are re-exported here and in `muster.vision`, `muster.gang`, `muster.io`, `muster.comm` and `muster.clock`;
-everything is imported on first use, so that ``import muster`` is quick and starts nothing.
+The public names are re-exported here and in `muster.vision`, `muster.gang`, `muster.federated`, `muster.merge`, `muster.io`,
+`muster.comm` and `muster.clock`; everything is imported on first use, so that ``import muster`` is quick and starts nothing.
 """
 
 from __future__ import annotations
@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from muster import clock as clock
     from muster import comm as comm
+    from muster import federated as federated
     from muster import gang as gang
     from muster import io as io
+    from muster import merge as merge
     from muster import training as training
     from muster import vision as vision
     from muster._run import Run as Run
     from muster._run import run as run
 
 __version__ = "0.1.0"
-_MODULES: Final = ("clock", "comm", "gang", "io", "training", "vision")
+_MODULES: Final = ("clock", "comm", "federated", "gang", "io", "merge", "training", "vision")
 
-__all__ = ["Run", "clock", "comm", "gang", "io", "run", "training", "vision"]
+__all__ = ["Run", "clock", "comm", "federated", "gang", "io", "merge", "run", "training", "vision"]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from muster.report._colours import PILLAR_COLOURS
+from muster.report.colours import PILLAR_COLOURS
 
 color = pytest.importorskip("skimage.color")
 

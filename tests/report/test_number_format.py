@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from muster.report import _format
+from muster.report import formatting
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from muster.report import _format
     ],
 )
 def test_durations_have_a_fitting_unit(seconds: float | None, text: str) -> None:
-    assert _format.duration(seconds) == text
+    assert formatting.duration(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -36,17 +36,17 @@ def test_durations_have_a_fitting_unit(seconds: float | None, text: str) -> None
     ],
 )
 def test_quantities_have_four_figures(value: float, text: str) -> None:
-    assert _format.quantity(value) == text
+    assert formatting.quantity(value) == text
 
 
 def test_differences_sizes_factors_and_shares() -> None:
-    assert (_format.difference(1.234), _format.difference(-0.5)) == ("+1.23", "−0.500")
-    assert (_format.data_size(999), _format.data_size(1_048_576), _format.data_size(7e12)) == (
+    assert (formatting.difference(1.234), formatting.difference(-0.5)) == ("+1.23", "−0.500")
+    assert (formatting.data_size(999), formatting.data_size(1_048_576), formatting.data_size(7e12)) == (
         "999 B",
         "1.05 MB",
         "7 TB",
     )
-    assert (_format.factor(1.234), _format.factor(float("inf")), _format.percent(0.8149)) == (
+    assert (formatting.factor(1.234), formatting.factor(float("inf")), formatting.percent(0.8149)) == (
         "1.23 ×",
         "–",
         "81.5 %",

@@ -87,7 +87,7 @@ def _print(found: Profile) -> None:
 
 
 def _collectives(found: Profile) -> Any:
-    from muster.report._format import data_size
+    from muster.report.formatting import data_size
 
     titles = ("collective", "count", "bytes", "exposed", "waited", "hidden", "MB/s", "link", "share")
     rows = [

@@ -15,13 +15,20 @@ from markupsafe import Markup
 
 from muster.engine.run_folder import RunFolder
 from muster.pillars.compute.roofline_record import RooflineRecord
-from muster.report import _figures, _format
-from muster.report._colours import PILLAR_COLOURS, PILLAR_LABELS, STACKED
+from muster.report import formatting
 from muster.report._metrics import Metric
 from muster.report._pictures import strips
 from muster.report._roofline import roofline_figure
 from muster.report._summary import Summary, summary, surviving_columns
 from muster.report._timeline import Timeline, timeline
+from muster.report.colours import PILLAR_COLOURS, PILLAR_LABELS, STACKED
+from muster.report.figures import (
+    learning_rate_figure,
+    loss_figure,
+    metric_figure,
+    pillars_over_steps,
+    pillars_per_rank,
+)
 
 MOST_EVENTS: Final = 200
 MOST_ROWS: Final = 64
@@ -51,14 +58,14 @@ def _page(run: RunFolder) -> str:
     figures = summary(run)
     steps = surviving_columns(run, "steps")
     drawn_timeline = timeline(surviving_columns(run, "spans"))
-    pillars = _figures.pillars_over_steps(steps)
+    pillars = pillars_over_steps(steps)
     record = RooflineRecord.read(run.path)
-    metric_plots = [_figures.metric_figure(metric) for metric in figures.metrics]
+    metric_plots = [metric_figure(metric) for metric in figures.metrics]
     drawn = {
-        "loss": _figures.loss_figure(steps),
-        "learning_rate": _figures.learning_rate_figure(steps),
+        "loss": loss_figure(steps),
+        "learning_rate": learning_rate_figure(steps),
         "pillars": pillars[0] if pillars else None,
-        "ranks": _figures.pillars_per_rank(figures.ranks),
+        "ranks": pillars_per_rank(figures.ranks),
         "timeline": drawn_timeline.figure if drawn_timeline else None,
         "roofline": roofline_figure(record, figures.roofline) if record and figures.roofline else None,
     } | {f"metric {place}": plot for place, plot in enumerate(metric_plots)}
@@ -103,12 +110,12 @@ def _templates() -> Environment:
         loader=PackageLoader("muster.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     for reader in (
-        _format.duration,
-        _format.data_size,
-        _format.quantity,
-        _format.difference,
-        _format.factor,
-        _format.percent,
+        formatting.duration,
+        formatting.data_size,
+        formatting.quantity,
+        formatting.difference,
+        formatting.factor,
+        formatting.percent,
     ):
         templates.filters[reader.__name__] = reader
     loader = templates.loader

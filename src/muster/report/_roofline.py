@@ -9,8 +9,8 @@ from bokeh.models import ColumnDataSource, HoverTool
 
 from muster.pillars.compute.roofline import Placement
 from muster.pillars.compute.roofline_record import RooflineRecord
-from muster.report._colours import PILLAR_COLOURS
-from muster.report._figures import FAINT, INK, blank_figure
+from muster.report.colours import PILLAR_COLOURS
+from muster.report.figures import FAINT, INK, blank_figure
 
 _DECADES: Final = 1.5
 

@@ -8,9 +8,9 @@ from typing import Any, Final
 import numpy as np
 from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, Range1d
 
-from muster.report._colours import span_colour
 from muster.report._columns import Columns, Floats, Integers
-from muster.report._figures import blank_figure
+from muster.report.colours import span_colour
+from muster.report.figures import blank_figure
 
 MOST_SPANS: Final = 8000
 MOST_RANKS: Final = 16

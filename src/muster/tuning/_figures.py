@@ -8,8 +8,8 @@ from typing import Any
 from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, NumeralTickFormatter
 from bokeh.models.annotations import Whisker
 
-from muster.report._colours import PILLAR_COLOURS, PILLAR_LABELS, STACKED
-from muster.report._figures import FAINT, INK, blank_figure
+from muster.report.colours import PILLAR_COLOURS, PILLAR_LABELS, STACKED
+from muster.report.figures import FAINT, INK, blank_figure
 from muster.tuning._measured import StepTimes
 from muster.tuning._scaling import Scaling
 from muster.tuning._size_classes import SizeClass

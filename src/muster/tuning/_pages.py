@@ -13,8 +13,8 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader
 from markupsafe import Markup
 
 from muster.engine import hardware
-from muster.report import _format
-from muster.report._colours import PILLAR_COLOURS, PILLAR_LABELS, STACKED
+from muster.report import formatting
+from muster.report.colours import PILLAR_COLOURS, PILLAR_LABELS, STACKED
 from muster.tuning import _figures
 
 if TYPE_CHECKING:
@@ -91,7 +91,13 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for reader in (_format.duration, _format.data_size, _format.quantity, _format.factor, _format.percent):
+    for reader in (
+        formatting.duration,
+        formatting.data_size,
+        formatting.quantity,
+        formatting.factor,
+        formatting.percent,
+    ):
         templates.filters[reader.__name__] = reader
     loader = templates.loader
     assert loader is not None

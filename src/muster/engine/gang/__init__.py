@@ -37,28 +37,34 @@ __all__ = [
 
 
 class Engine:
-    """A started engine that gangs can be run on; made by `engine`."""
+    """A started engine that gangs can be run on; made by `engine`.
+
+    Arguments:
+        kind: `local`, `embedded` or `cluster`.
+        session: with Ray; None for `local`.
+        preload: as in `engine`.
+    """
 
     def __init__(self, kind: str, session: ray_engine.Session | None, preload: Sequence[str]) -> None:
-        self.kind, self._session, self._preload = kind, session, preload
+        self.kind, self.session, self._preload = kind, session, preload
 
     def launcher(self, *, cpus: float = 1, gpus: float = 0, memory: int = 0) -> Launcher:
         """A launcher of ranks that take that much each (cores, GPUs, bytes)."""
-        if self._session is None:
+        if self.session is None:
             from muster.engine.gang._local import LocalLauncher
 
             return LocalLauncher(self._preload)
         from muster.engine.gang._ray import RayLauncher
 
-        return RayLauncher(self._session, cpus=cpus, gpus=gpus, memory=memory)
+        return RayLauncher(self.session, cpus=cpus, gpus=gpus, memory=memory)
 
     def lost(self) -> str | None:
         """A sentence if a daemon of the embedded engine has died, else None."""
-        return None if self._session is None else self._session.lost()
+        return None if self.session is None else self.session.lost()
 
     def environment(self) -> dict[str, str]:
         """Variables that ranks are given."""
-        return {} if self._session is None else {"HOME": self._session.home}
+        return {} if self.session is None else {"HOME": self.session.home}
 
     def run(
         self,

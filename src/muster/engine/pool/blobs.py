@@ -96,10 +96,11 @@ class BlobStore:
 
     Arguments:
         folder: made if it is not there.
+        durable: whether bytes are on the disk when `put` returns; a store that is thrown away need not be.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, *, durable: bool = True) -> None:
+        self._folder, self._durable = folder, durable
         folder.mkdir(parents=True, exist_ok=True)
 
     def put(self, content: bytes | memoryview) -> str:
@@ -147,11 +148,10 @@ class BlobStore:
         return [name for name in dict.fromkeys(names) if name not in self]
 
     def put_whole(self, content: bytes | memoryview) -> Manifest:
-        """Stores some bytes as chunks, and their manifest under its own name."""
+        """Stores some bytes as chunks; who wants them back keeps the manifest."""
         manifest = Manifest.of(content)
         for name, piece in zip(manifest.chunks, pieces(content), strict=True):
             self._write(name, piece)
-        self.put(manifest.to_json().encode())
         return manifest
 
     def get_whole(self, manifest: Manifest) -> bytes:
@@ -165,6 +165,11 @@ class BlobStore:
         if len(content) != manifest.size:
             raise DataError(f"{len(content):,} bytes of chunks instead of {manifest.size:,}")
         return content
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Removes some bytes; those that are not there are no error."""
+        for name in names:
+            self._path(name).unlink(missing_ok=True)
 
     def keep_only(self, names: Sequence[str]) -> int:
         """Removes all others, and what an interrupted write has left; returns how many files."""
@@ -189,12 +194,15 @@ class BlobStore:
         try:
             with draft.open("wb") as file:
                 file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+                if self._durable:
+                    file.flush()
+                    os.fsync(file.fileno())
             draft.replace(path)
         except BaseException:
             draft.unlink(missing_ok=True)
             raise
+        if not self._durable:
+            return
         for folder in (path.parent, self._folder):  # so that the name is on the disk as well
             handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             try:

@@ -30,16 +30,17 @@ class GroupCommit:
         path: of the database; made if it is not there.
         schema: statements that make its tables, if they do not exist.
         most: pieces of work in one transaction; 1 for a sync each.
+        durable: whether transactions are synced at all.
     """
 
-    def __init__(self, path: Path, schema: str, *, most: int = _MOST) -> None:
+    def __init__(self, path: Path, schema: str, *, most: int = _MOST, durable: bool = True) -> None:
         self._most = most
         self._queue: queue.SimpleQueue[tuple[Work[Any], Future[Any]] | None] = queue.SimpleQueue()
         self._closed = False
         self._lock = threading.Lock()
         ready: Future[None] = Future()
         self._thread = threading.Thread(
-            target=self._serve, args=(path, schema, ready), name="muster-ledger", daemon=True
+            target=self._serve, args=(path, schema, durable, ready), name="muster-ledger", daemon=True
         )
         self._thread.start()
         ready.result()
@@ -84,9 +85,9 @@ class GroupCommit:
 
     # ---- the thread -------------------------------------------------------------------------------------------------
 
-    def _serve(self, path: Path, schema: str, ready: Future[None]) -> None:
+    def _serve(self, path: Path, schema: str, durable: bool, ready: Future[None]) -> None:
         try:
-            connection = _opened(path, schema)
+            connection = _opened(path, schema, durable)
         except sqlite3.Error as error:
             ready.set_exception(error)
             return
@@ -137,9 +138,9 @@ class GroupCommit:
                 future.set_exception(failure)
 
 
-def _opened(path: Path, schema: str) -> sqlite3.Connection:
+def _opened(path: Path, schema: str, durable: bool) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'OFF'}")
     connection.executescript(schema)
     return connection

@@ -8,12 +8,13 @@ the ledger has no clock of its own.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
 import sqlite3
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -41,6 +42,7 @@ CREATE TABLE IF NOT EXISTS leases (
     worker TEXT NOT NULL,
     attempt INTEGER NOT NULL,
     base_version INTEGER NOT NULL,
+    model TEXT NOT NULL,
     granted REAL NOT NULL,
     deadline REAL NOT NULL,
     ended REAL,
@@ -59,6 +61,14 @@ CREATE TABLE IF NOT EXISTS accepted (
     samples INTEGER NOT NULL,
     time REAL NOT NULL,
     detail TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS evidence (
+    number INTEGER PRIMARY KEY,
+    time REAL NOT NULL,
+    kind TEXT NOT NULL,
+    worker TEXT NOT NULL,
+    detail TEXT NOT NULL,
+    hash TEXT NOT NULL
 );
 """
 
@@ -89,6 +99,7 @@ class Lease:
         attempt: of the unit, from 1.
         base_version: of the model that the worker begins from.
         granted, deadline: seconds on the run-wide clock.
+        model: names that model, as whoever granted the lease wants to know it again.
     """
 
     token: str
@@ -98,6 +109,7 @@ class Lease:
     base_version: int
     granted: float
     deadline: float
+    model: str = ""
 
 
 @dataclass(frozen=True)
@@ -125,8 +137,60 @@ class Accepted:
     detail: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """One entry of the log of what was not as it should be.
+
+    Arguments:
+        number: from 1.
+        time: seconds on the run-wide clock.
+        kind: such as ``refused``.
+        worker: who did it.
+        detail: what, in words.
+        hash: BLAKE2b of the entry before and of this one: no entry can be altered or taken out unnoticed.
+    """
+
+    number: int
+    time: float
+    kind: str
+    worker: str
+    detail: str
+    hash: str
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far the work is.
+
+    Arguments:
+        open: whether any unit waits or is leased.
+        accepted: number of the last accepted result; 0 if there is none.
+        following: the number that no unit has yet.
+    """
+
+    open: bool
+    accepted: int
+    following: int
+
+
 class NotActive(DataError):
     """A lease's token is unknown, or was revoked; says by what."""
+
+
+class LeaseEnded(NotActive):
+    """A lease's token was revoked; says by what.
+
+    Arguments:
+        message: for a person.
+        worker: who had the lease.
+    """
+
+    def __init__(self, message: str, worker: str) -> None:
+        self.worker = worker
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return LeaseEnded, (str(self), self.worker)
 
 
 class Ledger:
@@ -139,15 +203,18 @@ class Ledger:
         path: of the database; made if it is not there.
         attempts: leases of a unit that may end without a result before it is set aside.
         most_together: changes that may share a sync; 1 for one each.
+        durable: whether changes are on the disk when they are answered; a ledger that is thrown away need not be.
 
     Raises:
         DataError: the file is no ledger of this format.
     """
 
-    def __init__(self, path: Path, *, attempts: int = 5, most_together: int = 512) -> None:
+    def __init__(
+        self, path: Path, *, attempts: int = 5, most_together: int = 512, durable: bool = True
+    ) -> None:
         self._attempts = attempts
         try:
-            self._commits = GroupCommit(path, _SCHEMA, most=most_together)
+            self._commits = GroupCommit(path, _SCHEMA, most=most_together, durable=durable)
             known = self._commits.call(_check_format)
         except sqlite3.DatabaseError as error:
             raise DataError(f"{path} is no ledger ({error}); name another file, or remove it") from None
@@ -181,26 +248,49 @@ class Ledger:
         return self._commits.call(add)
 
     def grant(
-        self, worker: str, *, now: float, deadline: float, base_version: int, copies: int = 0
+        self,
+        worker: str,
+        *,
+        now: float,
+        deadline: float,
+        base_version: int,
+        model: str = "",
+        copies: int = 0,
+        copied: Sequence[int] | None = None,
     ) -> Lease | None:
         """Gives the first waiting unit to a worker.
 
         Arguments:
             worker: its name.
             now, deadline: seconds on the run-wide clock.
-            base_version: of the model it is given.
+            base_version, model: of the model it is given.
             copies: where nothing waits, a unit that is leased already may be given to so many workers more; never twice to
                 the same.
+            copied: only these units may be; None for any.
 
         Returns:
             None where there is nothing to do.
         """
         return self.grant_soon(
-            worker, now=now, deadline=deadline, base_version=base_version, copies=copies
+            worker,
+            now=now,
+            deadline=deadline,
+            base_version=base_version,
+            model=model,
+            copies=copies,
+            copied=copied,
         ).result()
 
     def grant_soon(
-        self, worker: str, *, now: float, deadline: float, base_version: int, copies: int = 0
+        self,
+        worker: str,
+        *,
+        now: float,
+        deadline: float,
+        base_version: int,
+        model: str = "",
+        copies: int = 0,
+        copied: Sequence[int] | None = None,
     ) -> Future[Lease | None]:
         """As `grant`."""
         token = secrets.token_hex(16)
@@ -214,24 +304,37 @@ class Ledger:
                 row = connection.execute(
                     "SELECT unit, work, samples, attempts FROM units AS u WHERE state = 'waiting' AND active <= ? "
                     "AND NOT EXISTS (SELECT 1 FROM leases WHERE unit = u.unit AND outcome IS NULL AND worker = ?) "
-                    "ORDER BY active, unit LIMIT 1",
-                    (copies, worker),
+                    "AND (?3 IS NULL OR unit IN (SELECT value FROM json_each(?3))) ORDER BY active, unit LIMIT 1",
+                    (copies, worker, None if copied is None else json.dumps(list(copied))),
                 ).fetchone()
             if row is None:
                 return None
             number, work, samples, attempts = row
+            unit = Unit(number, json.loads(work), samples)
             connection.execute(
                 "UPDATE units SET attempts = attempts + 1, active = active + 1 WHERE unit = ?", (number,)
             )
             connection.execute(
-                "INSERT INTO leases (token, unit, worker, attempt, base_version, granted, deadline) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (token, number, worker, attempts + 1, base_version, now, deadline),
+                "INSERT INTO leases (token, unit, worker, attempt, base_version, granted, deadline, model) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (token, number, worker, attempts + 1, base_version, now, deadline, model),
             )
-            unit = Unit(number, json.loads(work), samples)
-            return Lease(token, unit, worker, attempts + 1, base_version, now, deadline)
+            return Lease(token, unit, worker, attempts + 1, base_version, now, deadline, model)
 
         return self._commits.submit(grant)
+
+    def lease(self, token: str) -> Lease:
+        """A lease that has not ended.
+
+        Raises:
+            NotActive: it has.
+        """
+
+        def read(connection: sqlite3.Connection) -> Lease:
+            _active(connection, token)
+            return _leases(connection, "l.token = ?", token)[0]
+
+        return self._commits.call(read)
 
     def extend(self, token: str, *, deadline: float) -> None:
         """A sign of life: moves a lease's deadline.
@@ -246,10 +349,26 @@ class Ledger:
 
         self._commits.call(extend)
 
+    def extend_all(self, *, deadline: float) -> None:
+        """Gives every lease at least so long, as after a time in which nobody could hear its worker."""
+        self._commits.call(
+            lambda connection: connection.execute(
+                "UPDATE leases SET deadline = MAX(deadline, ?) WHERE outcome IS NULL", (deadline,)
+            )
+        )
+
     # ---- results ------------------------------------------------------------------------------------------------------
 
     def accept(
-        self, token: str, *, content: str, samples: int, now: float, detail: Mapping[str, Any] | None = None
+        self,
+        token: str,
+        *,
+        content: str,
+        samples: int,
+        now: float,
+        detail: Mapping[str, Any] | None = None,
+        rest: tuple[Mapping[str, Any], int] | None = None,
+        notes: Mapping[str, Any] | None = None,
     ) -> Accepted:
         """Takes a result; every other lease of its unit is revoked.
 
@@ -259,14 +378,26 @@ class Ledger:
             samples: that it was made of.
             now: seconds on the run-wide clock.
             detail: what else belongs to it, as JSON values.
+            rest: of a result that is only a part: the work that is left and its samples, which becomes a unit of its own.
+            notes: facts that go on record with it.
 
         Raises:
             NotActive: the lease has ended: too late, or another result was first.
         """
-        return self.accept_soon(token, content=content, samples=samples, now=now, detail=detail).result()
+        return self.accept_soon(
+            token, content=content, samples=samples, now=now, detail=detail, rest=rest, notes=notes
+        ).result()
 
     def accept_soon(
-        self, token: str, *, content: str, samples: int, now: float, detail: Mapping[str, Any] | None = None
+        self,
+        token: str,
+        *,
+        content: str,
+        samples: int,
+        now: float,
+        detail: Mapping[str, Any] | None = None,
+        rest: tuple[Mapping[str, Any], int] | None = None,
+        notes: Mapping[str, Any] | None = None,
     ) -> Future[Accepted]:
         """As `accept`."""
 
@@ -287,6 +418,13 @@ class Ledger:
             )
             number = cursor.lastrowid
             assert number is not None
+            if rest is not None:
+                connection.execute(
+                    "INSERT INTO units (unit, work, samples) SELECT MAX(unit) + 1, ?, ? FROM units",
+                    (json.dumps(dict(rest[0])), rest[1]),
+                )
+            for name, value in (notes or {}).items():
+                _note(connection, name, value)
             return Accepted(number, token, unit, worker, content, base_version, samples, now, told)
 
         return self._commits.submit(accept)
@@ -347,35 +485,17 @@ class Ledger:
     def accepted(self, after: int = 0) -> list[Accepted]:
         """Accepted results in order, those after a number."""
 
-        def read(connection: sqlite3.Connection) -> list[Accepted]:
-            rows = connection.execute(
-                "SELECT number, token, unit, worker, content, base_version, samples, time, detail FROM accepted "
-                "WHERE number > ? ORDER BY number",
-                (after,),
-            ).fetchall()
-            return [
-                Accepted(
-                    number, token, unit, worker, content, base_version, samples, time, json.loads(detail)
-                )
-                for number, token, unit, worker, content, base_version, samples, time, detail in rows
-            ]
+        return self._commits.call(lambda connection: _accepted(connection, "number > ?", after))
 
-        return self._commits.call(read)
+    def accepted_by(self, token: str) -> Accepted | None:
+        """The accepted result of a lease."""
+        found = self._commits.call(lambda connection: _accepted(connection, "token = ?", token))
+        return found[0] if found else None
 
     def active(self) -> list[Lease]:
         """Leases that have not ended, the first to expire first."""
 
-        def read(connection: sqlite3.Connection) -> list[Lease]:
-            rows = connection.execute(
-                "SELECT l.token, u.unit, u.work, u.samples, l.worker, l.attempt, l.base_version, l.granted, l.deadline "
-                "FROM leases AS l JOIN units AS u USING (unit) WHERE l.outcome IS NULL ORDER BY l.deadline"
-            ).fetchall()
-            return [
-                Lease(token, Unit(unit, json.loads(work), samples), *rest)
-                for token, unit, work, samples, *rest in rows
-            ]
-
-        return self._commits.call(read)
+        return self._commits.call(lambda connection: _leases(connection, "l.outcome IS NULL"))
 
     def counts(self) -> dict[str, int]:
         """Units that wait, are leased, done, or set aside."""
@@ -386,6 +506,19 @@ class Ledger:
                 "FROM units GROUP BY 1"
             ).fetchall()
             return {"waiting": 0, "leased": 0, "done": 0, "aside": 0} | dict(rows)
+
+        return self._commits.call(read)
+
+    def standing(self) -> Standing:
+        """How far the work is."""
+
+        def read(connection: sqlite3.Connection) -> Standing:
+            (is_open,) = connection.execute(
+                "SELECT EXISTS (SELECT 1 FROM units WHERE state = 'waiting')"
+            ).fetchone()
+            (last,) = connection.execute("SELECT COALESCE(MAX(number), 0) FROM accepted").fetchone()
+            (following,) = connection.execute("SELECT COALESCE(MAX(unit) + 1, 0) FROM units").fetchone()
+            return Standing(bool(is_open), last, following)
 
         return self._commits.call(read)
 
@@ -400,14 +533,57 @@ class Ledger:
 
         return self._commits.call(read)
 
+    def testify(self, kind: str, worker: str, detail: str, *, now: float) -> Evidence:
+        """Puts what was not as it should be on record, chained to what was before."""
+
+        def testify(connection: sqlite3.Connection) -> Evidence:
+            row = connection.execute(
+                "SELECT number, hash FROM evidence ORDER BY number DESC LIMIT 1"
+            ).fetchone()
+            number, before = row or (0, "")
+            entry = Evidence(number + 1, now, kind, worker, detail, "")
+            entry = replace(entry, hash=_chained(before, entry))
+            connection.execute(
+                "INSERT INTO evidence VALUES (?, ?, ?, ?, ?, ?)",
+                (entry.number, now, kind, worker, detail, entry.hash),
+            )
+            return entry
+
+        return self._commits.call(testify)
+
+    def evidence(self) -> list[Evidence]:
+        """The log.
+
+        Raises:
+            DataError: an entry has been altered or taken out; names it.
+        """
+
+        def read(connection: sqlite3.Connection) -> list[Evidence]:
+            rows = connection.execute("SELECT * FROM evidence ORDER BY number").fetchall()
+            return [Evidence(*row) for row in rows]
+
+        entries = self._commits.call(read)
+        before = ""
+        for position, entry in enumerate(entries, 1):
+            if entry.number != position or entry.hash != _chained(before, entry):
+                raise DataError(f"the evidence log has been altered at or before its entry {position}")
+            before = entry.hash
+        return entries
+
     def note(self, name: str, value: Any) -> None:
         """Puts a fact on record, in place of an earlier one of that name."""
-        self._commits.call(
-            lambda connection: connection.execute(
-                "INSERT INTO facts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
-                (name, json.dumps(value)),
-            )
-        )
+        self._commits.call(lambda connection: _note(connection, name, value))
+
+    def noted_below(self, prefix: str) -> dict[str, Any]:
+        """Facts whose names begin so."""
+
+        def read(connection: sqlite3.Connection) -> dict[str, Any]:
+            rows = connection.execute(
+                "SELECT name, value FROM facts WHERE substr(name, 1, ?) = ?", (len(prefix), prefix)
+            ).fetchall()
+            return {name: json.loads(value) for name, value in rows}
+
+        return self._commits.call(read)
 
     def noted(self, name: str, default: Any = None) -> Any:
         """A fact."""
@@ -417,6 +593,42 @@ class Ledger:
             return default if row is None else json.loads(row[0])
 
         return self._commits.call(read)
+
+
+def _note(connection: sqlite3.Connection, name: str, value: Any) -> None:
+    connection.execute(
+        "INSERT INTO facts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+        (name, json.dumps(value)),
+    )
+
+
+def _chained(before: str, entry: Evidence) -> str:
+    told = json.dumps([before, entry.number, entry.time, entry.kind, entry.worker, entry.detail])
+    return hashlib.blake2b(told.encode(), digest_size=20).hexdigest()
+
+
+def _accepted(connection: sqlite3.Connection, condition: str, *values: Any) -> list[Accepted]:
+    rows = connection.execute(
+        "SELECT number, token, unit, worker, content, base_version, samples, time, detail FROM accepted "
+        f"WHERE {condition} ORDER BY number",
+        values,
+    ).fetchall()
+    return [
+        Accepted(number, token, unit, worker, content, base_version, samples, time, json.loads(detail))
+        for number, token, unit, worker, content, base_version, samples, time, detail in rows
+    ]
+
+
+def _leases(connection: sqlite3.Connection, condition: str, *values: Any) -> list[Lease]:
+    rows = connection.execute(
+        "SELECT l.token, u.unit, u.work, u.samples, l.worker, l.attempt, l.base_version, l.granted, l.deadline, "
+        f"l.model FROM leases AS l JOIN units AS u USING (unit) WHERE {condition} ORDER BY l.deadline",
+        values,
+    ).fetchall()
+    return [
+        Lease(token, Unit(unit, json.loads(work), samples), *rest)
+        for token, unit, work, samples, *rest in rows
+    ]
 
 
 def _check_format(connection: sqlite3.Connection) -> int:
@@ -433,7 +645,9 @@ def _active(connection: sqlite3.Connection, token: str) -> tuple[int, str, int]:
         raise NotActive("no lease has this token")
     unit, worker, base_version, outcome, reason = row
     if outcome is not None:
-        raise NotActive(f"the lease of unit {unit} to {worker} has ended: {outcome}{reason and ', '}{reason}")
+        raise LeaseEnded(
+            f"the lease of unit {unit} to {worker} has ended: {outcome}{reason and ', '}{reason}", worker
+        )
     return unit, worker, base_version
 
 

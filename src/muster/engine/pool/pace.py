@@ -69,14 +69,17 @@ class Pace:
         own = self._ended.get(worker, ())
         if len(own) >= _KNOWN:
             return Expectation.of(own)
-        if not self._ended:
-            return None
-        # One number for each worker: a fast one, which ends many leases, is no more typical for it.
-        return Expectation.of(float(np.median(times)) for times in self._ended.values())
+        return self._typical()
 
     def allowed_s(self, worker: str, samples: int) -> float:
         """How long a lease may take before it counts as lost, in seconds."""
-        expected = self.expectation(worker)
+        return self._allowed_s(self.expectation(worker), samples)
+
+    def typically_allowed_s(self, samples: int) -> float:
+        """How long a lease of a typical worker may take before it counts as late, in seconds."""
+        return self._allowed_s(self._typical(), samples)
+
+    def _allowed_s(self, expected: Expectation | None, samples: int) -> float:
         if expected is None:
             return max(self._first_s, self._least_s)
         slack = max(self._tolerance * expected.spread, self._margin * expected.median)
@@ -84,6 +87,11 @@ class Pace:
 
     def typical_s(self, samples: int) -> float | None:
         """How long a typical worker takes for so many samples, in seconds; None while nothing is known."""
+        expected = self._typical()
+        return None if expected is None else samples * expected.median
+
+    def _typical(self) -> Expectation | None:
+        # One number for each worker: a fast one, which ends many leases, is no more typical for it.
         if not self._ended:
             return None
-        return samples * Expectation.of(float(np.median(times)) for times in self._ended.values()).median
+        return Expectation.of(float(np.median(times)) for times in self._ended.values())

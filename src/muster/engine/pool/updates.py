@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -18,11 +19,47 @@ from safetensors.numpy import load, save
 
 from muster.errors import DataError
 
-Arrays = Mapping[str, npt.NDArray[Any]]
+Array = npt.NDArray[Any]
+
+Arrays = Mapping[str, Array]
+"""Parameters and buffers by name; their shapes and dtypes are the model's."""
+
+State = Mapping[str, Arrays]
+"""What somebody remembers or sends beside a model: named groups of arrays."""
 
 #: Room for the header beside the arrays themselves: names, dtypes and shapes, as JSON.
 _HEADER: Final = 4096
 _HEADER_PER_ARRAY: Final = 512
+
+_JOINT: Final = "\x1f"  # ASCII's unit separator
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a worker hands in.
+
+    Arguments:
+        arrays: the trained model.
+        base: the model that training began from.
+        samples: that it was trained on; the weight of the update where a rule weighs.
+        steps: of the local optimizer.
+        staleness: merges that the coordinator has made since ``base`` was handed out.
+        loss: mean loss of ``base`` on the party's data, where a rule wants it.
+        extra: what else a rule wants, by its own names.
+    """
+
+    arrays: Arrays
+    base: Arrays
+    samples: int = 1
+    steps: int = 1
+    staleness: int = 0
+    loss: float | None = None
+    extra: State = field(default_factory=dict)
+
+    def delta(self, name: str) -> Array:
+        """How training has changed an array, as float64."""
+        changed: Array = np.subtract(self.arrays[name], self.base[name], dtype=np.float64)
+        return changed
 
 
 class RefusedUpdate(DataError):
@@ -36,17 +73,40 @@ def pack(arrays: Arrays) -> bytes:
     return packed
 
 
-def unpack(content: bytes) -> dict[str, npt.NDArray[Any]]:
+def unpack(content: bytes) -> dict[str, Array]:
     """The arrays of `pack`, from bytes of one's own.
 
     Raises:
         DataError: the bytes are no safetensors file.
     """
     try:
-        arrays: dict[str, npt.NDArray[Any]] = load(content)
+        arrays: dict[str, Array] = load(content)
     except (SafetensorError, KeyError, ValueError, TypeError, OverflowError) as error:
         raise DataError(f"not a safetensors file: {error}") from None
     return arrays
+
+
+def flattened(**groups: State) -> dict[str, Array]:
+    """Groups of groups of arrays as one mapping, for `pack`: ``weights=..., extra=...``; see `parted`.
+
+    Names are joined by a character that no name of an array has.
+    """
+    return {
+        f"{kind}{_JOINT}{group}{_JOINT}{name}": array
+        for kind, state in groups.items()
+        for group, arrays in state.items()
+        for name, array in arrays.items()
+    }
+
+
+def parted(arrays: Arrays, kind: str) -> dict[str, dict[str, Array]]:
+    """The groups of one kind, as `flattened` was given them; groups without an array are gone."""
+    found: dict[str, dict[str, Array]] = {}
+    for whole, array in arrays.items():
+        told, group, name = whole.split(_JOINT, 2)
+        if told == kind:
+            found.setdefault(group, {})[name] = array
+    return found
 
 
 def most_bytes(model: Arrays) -> int:
@@ -54,9 +114,7 @@ def most_bytes(model: Arrays) -> int:
     return _HEADER + sum(array.nbytes + _HEADER_PER_ARRAY + 8 * len(name) for name, array in model.items())
 
 
-def examined(
-    content: bytes, model: Arrays, *, samples: int, most_samples: int
-) -> dict[str, npt.NDArray[Any]]:
+def examined(content: bytes, model: Arrays, *, samples: int, most_samples: int) -> dict[str, Array]:
     """The arrays of an update that came from elsewhere.
 
     Arguments:

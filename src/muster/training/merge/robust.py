@@ -10,29 +10,40 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from muster.errors import RefusedInput
 from muster.training.merge.rule import Array, Arrays, MergeRule, State, Update, combined
+from muster.training.merge.sorting_network import sort_columns
 
 Merged = tuple[Mapping[str, Array], State]
 Matrix = npt.NDArray[np.float64]
+Rows = Sequence[npt.NDArray[Any]]
 
-_COLUMNS = 4096  # of a block: with dozens of rows it stays in the second-level cache
+_CACHED = 1 << 18  # bytes of a block that stay in the second-level cache
 
 
 def blocks(name: str, updates: Sequence[Update]) -> Iterator[tuple[slice, Matrix]]:
-    """The changes of an array, some columns at a time: where, and ``[updates, columns]`` in float64."""
+    """The changes of an array, some columns at a time: where, and ``[updates, columns]`` in float64.
+
+    The block is overwritten by the next. Where weights are float32 they are subtracted as such: exactly, as long as training
+    changes a weight by less than half of it (Sterbenz), and otherwise to the last digit of the change.
+    """
     trained = [np.ravel(update.arrays[name]) for update in updates]
     bases = [np.ravel(update.base[name]) for update in updates]
-    for start in range(0, trained[0].size, _COLUMNS):
-        here = slice(start, min(start + _COLUMNS, trained[0].size))
-        block = np.empty((len(updates), here.stop - here.start))
+    precise = np.float64 if np.result_type(*trained, *bases).itemsize != 4 else np.float32
+    size = trained[0].size
+    columns = max(256, _CACHED // (8 * len(updates)))
+    whole = np.empty((len(updates), min(size, columns)))
+    change = np.empty(whole.shape[1], dtype=precise)
+    for start in range(0, size, columns):
+        here = slice(start, min(start + columns, size))
+        block, short = whole[:, : here.stop - here.start], change[: here.stop - here.start]
         for row, after, before in zip(block, trained, bases, strict=True):
-            np.subtract(after[here], before[here], out=row, dtype=np.float64)
+            row[:] = np.subtract(after[here], before[here], out=short, dtype=precise, casting="same_kind")
         yield here, block
 
 
@@ -91,8 +102,8 @@ class _ByCoordinate(_Robust):
     """Each coordinate by itself."""
 
     @abstractmethod
-    def _of_sorted(self, columns: Matrix) -> Matrix:
-        """The result of each coordinate, of shape ``(columns,)``, from ``[columns, updates]`` sorted along the last axis."""
+    def _of_sorted(self, rows: Rows) -> Matrix:
+        """The result of each coordinate, of shape ``(columns,)``; of each, ``rows`` has the values in ascending order."""
 
     def _merge(self, model: Arrays, updates: Sequence[Update], state: State) -> Merged:
         self._refuse_too_few(len(updates))
@@ -100,17 +111,41 @@ class _ByCoordinate(_Robust):
 
 
 def _by_coordinate(
-    model: Arrays, updates: Sequence[Update], of_sorted: Callable[[Matrix], Matrix]
+    model: Arrays, updates: Sequence[Update], of_sorted: Callable[[Rows], Matrix]
 ) -> dict[str, Array]:
+    """``W + A(D_1, ..., D_n)`` for a function of each coordinate's sorted values that follows when all are shifted.
+
+    Updates that began from the same model are in the order of their weights, which need not be subtracted first.
+    """
+    together = all(update.base is updates[0].base for update in updates)
     merged: dict[str, Array] = {}
     for name, array in model.items():
         change = np.empty(array.size)
-        for here, block in blocks(name, updates):
-            columns = np.ascontiguousarray(block.T)
-            columns.sort(axis=1)
-            change[here] = of_sorted(columns)
+        if together:
+            base = np.ravel(updates[0].base[name])
+            trained = [np.ravel(update.arrays[name]) for update in updates]
+            columns = max(256, _CACHED // (trained[0].itemsize * len(updates)))
+            for start in range(0, array.size, columns):
+                here = slice(start, min(start + columns, array.size))
+                rows = sort_columns(np.stack([each[here] for each in trained]))
+                np.subtract(of_sorted(rows), base[here], out=change[here])
+        else:
+            for here, block in blocks(name, updates):
+                change[here] = of_sorted(sort_columns(block))
         merged[name] = array + change.reshape(array.shape)
     return merged
+
+
+def _mean_of_rows(rows: Rows) -> Matrix:
+    total = np.zeros(len(rows[0]))
+    for row in rows:
+        total += row
+    total /= len(rows)
+    return total
+
+
+def _middle(rows: Rows) -> Matrix:
+    return _mean_of_rows(rows[(len(rows) - 1) // 2 : len(rows) // 2 + 1])
 
 
 @dataclass(frozen=True)
@@ -119,9 +154,8 @@ class CoordinateMedian(_ByCoordinate):
 
     name: ClassVar[str] = "median"
 
-    def _of_sorted(self, columns: Matrix) -> Matrix:
-        count = columns.shape[1]
-        return (columns[:, (count - 1) // 2] + columns[:, count // 2]) / 2  # type: ignore[no-any-return]
+    def _of_sorted(self, rows: Rows) -> Matrix:
+        return _middle(rows)
 
 
 @dataclass(frozen=True)
@@ -140,9 +174,8 @@ class TrimmedMean(_ByCoordinate):
     def _least(self) -> int:
         return 2 * self.f + 1
 
-    def _of_sorted(self, columns: Matrix) -> Matrix:
-        kept: Matrix = columns[:, self.f : columns.shape[1] - self.f].mean(axis=1)
-        return kept
+    def _of_sorted(self, rows: Rows) -> Matrix:
+        return _mean_of_rows(rows[self.f : len(rows) - self.f])
 
 
 @dataclass(frozen=True)
@@ -231,20 +264,21 @@ class Bulyan(_Robust):
         chosen = [updates[position] for position in sorted(self.select(model, updates))]
         kept = len(chosen) - 2 * self.f
 
-        def nearest_to_median(columns: Matrix) -> Matrix:
-            count = columns.shape[1]
-            median = (columns[:, (count - 1) // 2] + columns[:, count // 2]) / 2
+        def nearest_to_median(rows: Rows) -> Matrix:
+            count, median = len(rows), _middle(rows)
             # Sorted values that are nearest to a point lie side by side: the window whose farther end is nearest.
             farther = np.stack(
                 [
-                    np.maximum(median - columns[:, first], columns[:, first + kept - 1] - median)
+                    np.maximum(median - rows[first], rows[first + kept - 1] - median)
                     for first in range(count - kept + 1)
                 ]
             )
             first = np.argmin(farther, axis=0)
-            sums = np.concatenate([np.zeros((len(columns), 1)), np.cumsum(columns, axis=1)], axis=1)
-            rows = np.arange(len(columns))
-            mean: Matrix = (sums[rows, first + kept] - sums[rows, first]) / kept
+            mean = np.empty(len(median))
+            for window in range(count - kept + 1):
+                here = first == window
+                if here.any():
+                    mean[here] = _mean_of_rows([row[here] for row in rows[window : window + kept]])
             return mean
 
         return _by_coordinate(model, chosen, nearest_to_median), state

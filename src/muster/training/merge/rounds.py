@@ -90,6 +90,9 @@ class Scaffold(MergeRule):
     def send(self, model: Arrays, state: State) -> State:
         return {"control": state["control"]}
 
+    def expects(self, model: Arrays) -> State:
+        return {"control": _zeros(model)}
+
     def _merge(self, model: Arrays, updates: Sequence[Update], state: State) -> Merged:
         weights, share = shares(updates), len(updates) / (self.parties or len(updates))
         if any("control" not in update.extra for update in updates):
@@ -283,6 +286,7 @@ class QFedAvg(MergeRule):
     """
 
     name: ClassVar[str] = "q-fedavg"
+    wants_loss: ClassVar[bool] = True
     q: float = 1.0
     lr: float = 0.1
 

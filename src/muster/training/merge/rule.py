@@ -1,8 +1,9 @@
 """The contract of a merge rule, and what a worker hands in.
 
-A rule has two sides, both pure functions of arrays: the coordinator's (`begin`, `send`, `merge`) and the party's (`start`,
-`gradient`, `hand_in`), with a state on each that its caller keeps. Models are mappings from names to arrays, as in a
-safetensors file; a `torch.nn.Module`, a linear model of scikit-learn or a table of counts are all the same here.
+A rule has two sides, both pure functions of arrays: the coordinator's (`begin`, `send`, `expects`, `merge`) and the
+party's (`start`, `gradient`, `hand_in`), with a state on each that its caller keeps. Models are mappings from names to
+arrays, as in a safetensors file; a `torch.nn.Module`, a linear model of scikit-learn or a table of counts are all the
+same here.
 
 A new rule is one class::
 
@@ -22,50 +23,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from muster.engine.pool.updates import Array, Arrays, State, Update
 from muster.errors import RefusedInput
 
-Array = npt.NDArray[Any]
-Arrays = Mapping[str, Array]
-"""Parameters and buffers by name; their shapes and dtypes are the model's."""
-
-State = Mapping[str, Arrays]
-"""What a rule remembers, as named groups of arrays, so that a ledger can store it; see `number` for single numbers."""
+__all__ = [
+    "Array", "Arrays", "Arrival", "Handed", "MergeRule", "State", "Trained", "Update", "combined", "mean_delta", "number",
+    "shares",
+]  # fmt: skip
 
 Arrival = Literal["each", "round"]
 """Whether a rule merges every update as it arrives, or a round of them at once."""
-
-
-@dataclass(frozen=True)
-class Update:
-    """What a worker hands in.
-
-    Arguments:
-        arrays: the trained model.
-        base: the model that training began from.
-        samples: that it was trained on; the weight of the update where a rule weighs.
-        steps: of the local optimizer.
-        staleness: merges that the coordinator has made since ``base`` was handed out.
-        loss: mean loss of ``base`` on the party's data, where a rule wants it.
-        extra: what else a rule wants, by its own names.
-    """
-
-    arrays: Arrays
-    base: Arrays
-    samples: int = 1
-    steps: int = 1
-    staleness: int = 0
-    loss: float | None = None
-    extra: State = field(default_factory=dict)
-
-    def delta(self, name: str) -> Array:
-        """How training has changed an array, as float64."""
-        changed: Array = np.subtract(self.arrays[name], self.base[name], dtype=np.float64)
-        return changed
 
 
 @dataclass(frozen=True)
@@ -105,11 +77,13 @@ class MergeRule(ABC):
         name: as users write it.
         arrival: when it merges.
         robust: whether it withstands some updates that are not what they should be.
+        wants_loss: whether an update must tell the loss of the model that was handed out.
     """
 
     name: ClassVar[str]
     arrival: ClassVar[Arrival] = "round"
     robust: ClassVar[bool] = False
+    wants_loss: ClassVar[bool] = False
 
     # ---- the coordinator's side -------------------------------------------------------------------------------------
 
@@ -119,6 +93,10 @@ class MergeRule(ABC):
 
     def send(self, model: Arrays, state: State) -> State:
         """What a party needs beside the model."""
+        return {}
+
+    def expects(self, model: Arrays) -> State:
+        """The groups of arrays that an update's ``extra`` must have; their shapes and dtypes count, not their values."""
         return {}
 
     def merge(self, model: Arrays, updates: Sequence[Update], state: State) -> tuple[dict[str, Array], State]:

@@ -11,10 +11,10 @@ import numpy as np
 from bokeh.models import ColumnDataSource, HoverTool, NumeralTickFormatter, Range1d, WheelZoomTool
 from bokeh.plotting import figure
 
-from muster.report._colours import PILLAR_COLOURS, PILLAR_LABELS, STACKED
 from muster.report._columns import Columns, Floats, bin_means, bins, step_means
 from muster.report._metrics import Metric
 from muster.report._pillars import PILLARS, RankTime
+from muster.report.colours import PILLAR_COLOURS, PILLAR_LABELS, STACKED
 
 MOST_CURVE_POINTS: Final = 1000
 MOST_AREA_BINS: Final = 160

@@ -1,0 +1,671 @@
+"""The coordinator of a pool: leases units, examines what comes back, puts it on record, and merges it.
+
+In this order, so that a kill at any moment neither loses nor doubles a result: an update's bytes are on the disk, then the
+ledger says that it is accepted, then it is merged and its worker is told. The model itself is no record: it follows from the
+first one and the accepted updates, and after a restart it is computed again, from the last snapshot on.
+"""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+import threading
+import time
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal, NoReturn, Protocol
+
+from muster.engine.pool import course
+from muster.engine.pool.blobs import CHUNK, BlobStore, Manifest
+from muster.engine.pool.course import Arrived, Fold, Version, contents, shape_of
+from muster.engine.pool.ledger import Lease, LeaseEnded, Ledger, NotActive, Unit
+from muster.engine.pool.pace import Pace
+from muster.engine.pool.seat import Handing, Offer, Over, Pause
+from muster.engine.pool.updates import (
+    Array,
+    Arrays,
+    RefusedUpdate,
+    examined,
+    flattened,
+    most_bytes,
+    pack,
+)
+from muster.errors import DataError, MusterError
+
+_PAUSE_S: Final = 0.05
+_SNAPSHOT_EVERY: Final = 64  # merges
+_OWN: Final = "own/"  # begins the names of the ledger's facts of what keepers keep
+
+
+class Rounds(Protocol):
+    """What is to be done, round by round."""
+
+    @property
+    def count(self) -> int:
+        """How many rounds there are."""
+        ...
+
+    def units(self, number: int) -> Sequence[tuple[dict[str, Any], int]]:
+        """Work and samples of each unit of a round, from 0; always the same for the same number.
+
+        Two keys of the work mean something here. ``keeper`` names who keeps something from one unit to the next, such as a
+        party. ``begin`` says that the unit is a part of a whole, so that what a partial result leaves is leased again, from
+        there on; without it a partial result is all there is.
+        """
+        ...
+
+
+class BelowQuorum(MusterError):
+    """Too many units of a round were set aside; names them."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a coordinator holds its workers to.
+
+    Arguments:
+        silence_s: a lease whose worker gives no sign of life for so long has expired.
+        patience: a lease may take so many times as long as its worker's pace says before it has expired all the same.
+        copies: further workers that a lagging unit may be given to where nothing else is to do.
+        quorum: the share of a round's units that must be done; the others were set aside after too many attempts.
+        attempts: leases of a unit that may end without a result.
+        most_bytes: of an update; None for what such a model takes.
+    """
+
+    silence_s: float = 10.0
+    patience: float = 10.0
+    copies: int = 1
+    quorum: float = 1.0
+    attempts: int = 5
+    most_bytes: int | None = None
+
+
+@dataclass
+class _Held:
+    """A lease as the coordinator keeps it in mind: its hard limit in time, and the chunks it has brought."""
+
+    lease: Lease
+    last: float
+    received: int = 0
+    brought: set[str] = field(default_factory=set)
+
+
+class Coordinator:
+    """Leases the units of rounds to whoever asks, and folds what they hand in into a model.
+
+    A `muster.engine.pool.seat.Seat` for workers in its own process. Its methods may be called by many threads.
+
+    Arguments:
+        folder: of the pool: ledger and blobs; made if it is not there, resumed if it is.
+        model: the first model.
+        fold: how updates change it.
+        rounds: what is to be done. Rules that merge each update as it arrives get all rounds at once.
+        rules: for workers.
+        pace: what is known of their speed.
+        now: the run-wide clock, in seconds.
+        durable: False for a pool that is thrown away with its process.
+        told: is called with (kind, who, detail) of what happens.
+        merged: is called with every new version, in order; it must be quick.
+
+    Raises:
+        DataError: the folder is of another pool, or damaged.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        model: Arrays,
+        fold: Fold,
+        rounds: Rounds,
+        rules: Rules | None = None,
+        pace: Pace | None = None,
+        now: Callable[[], float] = time.time,
+        durable: bool = True,
+        told: Callable[[str, str, str], None] = lambda kind, who, detail: None,
+        merged: Callable[[Version], None] = lambda version: None,
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._fold, self._rounds, self._rules = fold, rounds, rules or Rules()
+        self._pace, self._now, self._told, self._on_version = pace or Pace(), now, told, merged
+        self._ledger = Ledger(folder / "ledger.sqlite", attempts=self._rules.attempts, durable=durable)
+        self._blobs = BlobStore(folder / "blobs", durable=durable)
+        self._shape = shape_of(fold, model)
+        self._most_bytes = self._rules.most_bytes or most_bytes(self._shape)
+        self._changed = threading.Condition(threading.RLock())
+        self._failure: MusterError | None = None
+        self._leases: dict[str, _Held] = {}
+        self._pins: Counter[int] = Counter()  # versions that leases began from
+        self._bases: dict[int, Arrays] = {}  # their models
+        self._handed: dict[int, Manifest] = {}  # as chunks
+        self._own: dict[str, Manifest] = {}  # what keepers keep
+        self._kept: set[str] = set()  # chunks of the first model and of accepted updates
+        self._saved: set[str] = set()  # chunks of the last snapshot
+        self._waiting: dict[
+            int, Arrived
+        ] = {}  # accepted, while one with a lower number is still on its way here
+        self._arrived: list[Arrived] = []  # accepted, while their round is not complete
+        self._taken = 0  # number of the last accepted update among them
+        self._late: set[str] = set()  # tokens that were brought after their end
+        self._version = Version(0, model, fold.begin(model))
+        self._snapshot_of = 0  # number of the version that the last one holds
+        self._opened: list[int] = []  # number of the first unit of each round
+        self._done = False
+        try:
+            self._restore(folder, model)
+        except BaseException:
+            self._ledger.close()
+            raise
+
+    # ---- the model ------------------------------------------------------------------------------------------------------
+
+    @property
+    def version(self) -> Version:
+        """The newest model."""
+        with self._changed:
+            return self._version
+
+    @property
+    def over(self) -> bool:
+        """Whether everything is done, or nothing can be any more."""
+        with self._changed:
+            return self._done or self._failure is not None
+
+    def wait(self, seconds: float | None = None) -> Version:
+        """Waits until all is done, and tends to the leases meanwhile; returns the model.
+
+        Raises:
+            TimeoutError: it is not, after so many seconds.
+            BelowQuorum: a round has lost too many of its units.
+            MusterError: the rule could not merge what came; says why.
+        """
+        until = math.inf if seconds is None else time.monotonic() + seconds
+        while not self.over:
+            if time.monotonic() > until:
+                raise TimeoutError(f"the pool is not done after {seconds:g} s")
+            self._tend()
+            with self._changed:
+                self._changed.wait_for(lambda: self.over, min(0.2, self._rules.silence_s / 4))
+        if self._failure is not None:
+            raise self._failure
+        return self.version
+
+    def close(self) -> None:
+        """Ends; a coordinator that is opened on this folder goes on from here."""
+        with self._changed:
+            if self._failure is None:
+                self._snapshot()
+        self._ledger.close()
+
+    def __enter__(self) -> Coordinator:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- a worker's seat ------------------------------------------------------------------------------------------------
+
+    def lease(self, worker: str) -> Offer | Pause | Over:
+        """See `muster.engine.pool.seat.Seat`."""
+        self._tend()
+        while True:
+            with self._changed:
+                if self.over:
+                    return Over("the pool is done" if self._failure is None else str(self._failure))
+                version, now = self._version, self._now()
+                self._pin(version)
+                model = self._hand_out(version)
+                lagging = self._lagging(now)
+            lease = self._ledger.grant(
+                worker,
+                now=now,
+                deadline=now + self._rules.silence_s,
+                base_version=version.number,
+                model=model.to_json(),
+                copies=self._rules.copies,
+                copied=lagging,
+            )
+            with self._changed:
+                if lease is None:
+                    self._unpin(version.number)
+                    return Pause(_PAUSE_S)
+                self._leases[lease.token] = self._held(lease)
+                own = self._own.get(str(lease.unit.work.get("keeper")))
+                outdated = self._fold.arrival == "round" and version is not self._version
+            if outdated:  # the round was completed between the two
+                self._end(lease, "returned", "of the next round", counts=False)
+                continue
+            beat_s = self._rules.silence_s / 4
+            return Offer(lease.token, lease.unit, lease.attempt, version.number, model, own, beat_s)
+
+    def beat(self, token: str, samples: int) -> None:
+        """See `muster.engine.pool.seat.Seat`."""
+        with self._changed:
+            held = self._leases.get(token)
+            last = -math.inf if held is None else held.last
+        self._ledger.extend(token, deadline=min(self._now() + self._rules.silence_s, last))
+
+    def chunk(self, name: str) -> bytes:
+        """See `muster.engine.pool.seat.Seat`."""
+        return self._blobs.get(name)
+
+    def missing(self, token: str, names: Iterable[str]) -> list[str]:
+        """See `muster.engine.pool.seat.Seat`."""
+        self._active(token)
+        return self._blobs.missing(names)
+
+    def put(self, token: str, name: str, content: bytes) -> None:
+        """See `muster.engine.pool.seat.Seat`."""
+        lease = self._active(token)
+        most = 2 * self._most_bytes + CHUNK
+        with self._changed:
+            held = self._leases.get(token)
+            if held is None:  # has ended since
+                raise NotActive(f"the lease of unit {lease.unit.number} to {lease.worker} has ended")
+            held.received += len(content)
+            received = held.received
+            held.brought.add(name)
+        if received > most or len(content) > CHUNK:
+            self._refuse(
+                lease, f"brings {received:,} bytes where {most:,} in chunks of {CHUNK:,} are allowed"
+            )
+        try:
+            self._blobs.put_named(name, content)
+        except DataError as error:
+            self._refuse(lease, str(error))
+        except OSError as error:
+            raise self._unable(error) from None
+
+    def hand_in(self, token: str, result: Handing) -> int:
+        """See `muster.engine.pool.seat.Seat`."""
+        before = self._ledger.accepted_by(token)
+        if before is not None and before.content == result.update.name:
+            return before.number
+        lease = self._active(token)
+        try:
+            arrays = self._examined(lease, result)
+        except RefusedUpdate as error:
+            self._refuse(lease, str(error))
+        with self._changed:
+            base = self._bases.get(lease.base_version)
+        if base is None:
+            raise NotActive(f"the lease of unit {lease.unit.number} to {lease.worker} has ended")
+        now, keeper = self._now(), str(lease.unit.work.get("keeper"))
+        try:
+            accepted = self._ledger.accept(
+                token,
+                content=result.update.name,
+                samples=result.samples,
+                now=now,
+                detail={
+                    "update": result.update.to_json(),
+                    "steps": result.steps,
+                    "loss": result.loss,
+                    "seconds": result.seconds,
+                },
+                rest=_rest(lease.unit, result.samples),
+                notes={} if result.own is None else {f"{_OWN}{keeper}": result.own.to_json()},
+            )
+        except sqlite3.OperationalError as error:
+            raise self._unable(error) from None
+        with self._changed:
+            self._pace.ended(lease.worker, result.samples, now - lease.granted)
+            self._kept.update(result.update.chunks)
+            if result.own is not None:
+                outdated, self._own[keeper] = self._own.get(keeper), result.own
+                self._discard(outdated.chunks if outdated else ())
+            self._take(Arrived(accepted, arrays, base))
+            for each in [each for each, held in self._leases.items() if held.lease.unit == lease.unit]:
+                self._let_go(each)
+            self._progress()
+            self._changed.notify_all()
+        return accepted.number
+
+    def give_back(self, token: str, reason: str, *, failed: bool = False) -> None:
+        """See `muster.engine.pool.seat.Seat`."""
+        lease = self._active(token)
+        self._end(lease, "failed" if failed else "returned", reason, counts=failed)
+
+    def worker_gone(self, worker: str, reason: str) -> None:
+        """Ends the leases of a worker that is known to be gone, without waiting for its silence."""
+        with self._changed:
+            leases = [held.lease for held in self._leases.values() if held.lease.worker == worker]
+        for lease in leases:
+            self._end(lease, "failed", reason, counts=True)
+
+    def _tend(self) -> None:
+        """Ends the leases that have expired, and does what a full disk has kept from being done."""
+        with self._changed:
+            workers = {token: held.lease.worker for token, held in self._leases.items()}
+        try:
+            expired = self._ledger.expire(now=self._now())
+        except sqlite3.OperationalError as error:
+            self._unable(error)
+            return
+        with self._changed:
+            for token in expired:
+                self._let_go(token)
+            self._progress()
+            self._changed.notify_all()
+        for token in expired:
+            self._told("expired", workers.get(token, ""), f"lease {token[:8]}: no sign of life, or too slow")
+
+    def _unable(self, error: Exception) -> ConnectionError:
+        """The disk does not take it now; whoever came may come again."""
+        told = f"the coordinator cannot write: {error}"
+        self._told("unable", "", told)
+        return ConnectionError(told)
+
+    # ---- leases ---------------------------------------------------------------------------------------------------------
+
+    def _held(self, lease: Lease) -> _Held:
+        allowed = self._pace.allowed_s(lease.worker, lease.unit.samples)
+        return _Held(lease, lease.granted + max(self._rules.silence_s, self._rules.patience * allowed))
+
+    def _lagging(self, now: float) -> list[int]:
+        """Units that have been in somebody's hands for longer than such a one takes, so that a copy may be worth it."""
+        return [
+            held.lease.unit.number
+            for held in self._leases.values()
+            if now - held.lease.granted > self._pace.typically_allowed_s(held.lease.unit.samples)
+        ]
+
+    def _active(self, token: str) -> Lease:
+        """A lease that has not ended; who comes with one that has is on record, once.
+
+        Raises:
+            NotActive: it has ended, or never was.
+        """
+        try:
+            return self._ledger.lease(token)
+        except LeaseEnded as error:
+            with self._changed:
+                new = token not in self._late
+                self._late.add(token)
+            if new:
+                self._testify("late", error.worker, str(error))
+            raise
+
+    def _refuse(self, lease: Lease, reason: str) -> NoReturn:
+        self._testify("refused", lease.worker, f"unit {lease.unit.number}: {reason}")
+        self._end(lease, "refused", reason, counts=True)
+        raise RefusedUpdate(reason)
+
+    def _testify(self, kind: str, worker: str, detail: str) -> None:
+        self._ledger.testify(kind, worker, detail[:500], now=self._now())
+        self._told(kind, worker, detail[:500])
+
+    def _end(
+        self, lease: Lease, outcome: Literal["refused", "failed", "returned"], reason: str, *, counts: bool
+    ) -> None:
+        try:
+            self._ledger.end(lease.token, outcome, now=self._now(), reason=reason[:500], counts=counts)
+        except NotActive:
+            return
+        if outcome != "refused":
+            self._told(outcome, lease.worker, f"unit {lease.unit.number}: {reason[:500]}")
+        with self._changed:
+            self._let_go(lease.token)
+            self._progress()
+            self._changed.notify_all()
+
+    def _let_go(self, token: str) -> None:
+        held = self._leases.pop(token, None)
+        if held is not None:
+            self._unpin(held.lease.base_version)
+            self._discard(held.brought)
+
+    def _discard(self, names: Iterable[str]) -> None:
+        """Removes those chunks that nothing else consists of: equal contents are stored once."""
+        gone = set(names) - self._kept - self._saved
+        for manifest in (*self._handed.values(), *self._own.values()):
+            gone.difference_update(manifest.chunks)
+        for held in self._leases.values():
+            gone -= held.brought
+        self._blobs.remove(gone)
+
+    def _examined(self, lease: Lease, result: Handing) -> dict[str, Array]:
+        if result.update.size > self._most_bytes:
+            raise RefusedUpdate(
+                f"has {result.update.size:,} bytes; this model's have at most {self._most_bytes:,}"
+            )
+        if type(result.samples) is not int or result.samples < 1:
+            raise RefusedUpdate(f"claims {result.samples!r:.40} samples; expected 1 or more")
+        if type(result.steps) is not int or not 1 <= result.steps < 1 << 31:
+            raise RefusedUpdate(f"claims {result.steps!r:.40} steps")
+        if result.loss is not None and not math.isfinite(result.loss):
+            raise RefusedUpdate(f"claims a loss of {result.loss!r:.40}")
+        if result.own is not None:
+            if "keeper" not in lease.unit.work:
+                raise RefusedUpdate("brings something to keep for a unit without a keeper")
+            if result.own.size > self._most_bytes or self._blobs.missing(result.own.chunks):
+                raise RefusedUpdate("brings something to keep that is too large, or not whole")
+        try:
+            content = self._blobs.get_whole(result.update)
+        except KeyError as error:
+            raise RefusedUpdate(f"is not whole: chunk {error.args[0][:12]} is not here") from None
+        return examined(content, self._shape, samples=result.samples, most_samples=lease.unit.samples)
+
+    # ---- versions: with the lock held ---------------------------------------------------------------------------------
+
+    def _pin(self, version: Version) -> None:
+        self._pins[version.number] += 1
+        self._bases[version.number] = version.model
+
+    def _unpin(self, number: int) -> None:
+        self._pins[number] -= 1
+        if self._pins[number] <= 0:
+            del self._pins[number]
+            self._drop(number)
+
+    def _drop(self, number: int) -> None:
+        """Forgets a version that nobody begins from any more."""
+        if number == self._version.number or number in self._pins:
+            return
+        self._bases.pop(number, None)
+        gone = self._handed.pop(number, None)
+        if gone is not None:
+            self._discard(gone.chunks)
+
+    def _hand_out(self, version: Version) -> Manifest:
+        if version.number not in self._handed:
+            sent = self._fold.send(version.model, version.state)
+            self._handed[version.number] = self._blobs.put_whole(
+                pack(flattened(weights={"": version.model}, sent=sent))
+            )
+        return self._handed[version.number]
+
+    # ---- merging: with the lock held ------------------------------------------------------------------------------------
+
+    def _take(self, arrived: Arrived) -> None:
+        """Takes accepted updates in, by their numbers, in whatever order their threads come."""
+        self._waiting[arrived.accepted.number] = arrived
+        while self._taken + 1 in self._waiting:
+            self._taken += 1
+            self._arrived.append(self._waiting.pop(self._taken))
+            if self._fold.arrival == "each":
+                self._merge()
+
+    def _merge(self) -> None:
+        """Merges what has arrived."""
+        if self._failure is not None:
+            return
+        before = self._version
+        try:
+            self._version = course.merged(self._fold, before, self._arrived)
+        except MusterError as error:
+            self._fail(error)
+            return
+        self._arrived.clear()
+        self._drop(before.number)
+        self._on_version(self._version)
+        if self._version.number - self._snapshot_of >= _SNAPSHOT_EVERY:
+            self._snapshot()
+
+    def _progress(self) -> None:
+        """Merges the round if it is complete, and opens the next one."""
+        try:
+            while self._failure is None and not self._done:
+                standing = self._ledger.standing()
+                if standing.open or standing.accepted != self._taken:
+                    return
+                if self._opened and not self._complete():
+                    return
+                if len(self._opened) == self._batches:
+                    self._done = True
+                    return
+                self._open(standing.following)
+        except sqlite3.OperationalError as error:
+            self._unable(error)
+
+    def _complete(self) -> bool:
+        """Ends the round all of whose units are done or set aside; False if that is the end of all."""
+        first = self._opened[-1]
+        aside = [unit for unit in self._ledger.set_aside() if unit.number >= first]
+        if aside:
+            total = self._ledger.standing().following - first
+            names = ", ".join(str(unit.work.get("keeper", unit.number)) for unit in aside[:10])
+            told = (
+                f"round {len(self._opened) - 1}: {len(aside)} of {total} units were set aside after "
+                f"{self._rules.attempts} attempts each: {names}{' ...' if len(aside) > 10 else ''}"
+            )
+            if total - len(aside) < self._rules.quorum * total or len(aside) == total:
+                self._fail(BelowQuorum(f"{told}; the quorum is {self._rules.quorum:.0%}"))
+                return False
+            self._testify("short", "", told)
+        if self._arrived:
+            self._merge()
+        return self._failure is None
+
+    def _fail(self, error: MusterError) -> None:
+        self._failure = error
+        self._told("failed", "", str(error))
+
+    @property
+    def _batches(self) -> int:
+        return self._rounds.count if self._fold.arrival == "round" else min(1, self._rounds.count)
+
+    def _open(self, first: int) -> None:
+        """Adds the units of the next round."""
+        opened = [*self._opened, first]
+        self._ledger.note("opened", opened)
+        self._opened = opened
+        self._fill()
+
+    def _fill(self) -> None:
+        """Makes sure that the units of the open round are there; a kill may have come between its note and them."""
+        numbers = [len(self._opened) - 1] if self._fold.arrival == "round" else range(self._rounds.count)
+        work = [unit for number in numbers for unit in self._rounds.units(number)]
+        first = self._opened[-1]
+        self._ledger.add([Unit(first + place, told, samples) for place, (told, samples) in enumerate(work)])
+
+    # ---- snapshots and restarts -----------------------------------------------------------------------------------------
+
+    def _snapshot(self) -> None:
+        """Puts the newest model on the disk, and those that leases began from; the ledger then points at them."""
+        if self._arrived or self._waiting:
+            return  # in the middle of a round, the one after the last will do
+        try:
+            manifests = {
+                number: self._blobs.put_whole(Version(number, model, {}).packed())
+                for number, model in self._bases.items()
+            }
+            manifests[self._version.number] = self._blobs.put_whole(self._version.packed())
+            self._ledger.note(
+                "snapshot",
+                {
+                    "taken": self._taken,
+                    "version": self._version.number,
+                    "models": {str(number): each.to_json() for number, each in manifests.items()},
+                },
+            )
+        except (OSError, sqlite3.OperationalError) as error:
+            self._unable(error)
+            return
+        before, self._saved = self._saved, {name for each in manifests.values() for name in each.chunks}
+        self._discard(before)
+        self._snapshot_of = self._version.number
+
+    def _restore(self, folder: Path, model: Arrays) -> None:
+        """The newest model, from the last snapshot and what was accepted since."""
+        ledger = self._ledger
+        first = self._blobs.put_whole(pack(flattened(weights={"": model})))
+        if ledger.noted("first") is None:
+            ledger.note("first", first.to_json())
+        elif ledger.noted("first") != first.to_json():
+            raise DataError(f"{folder} is of a pool that began with another model; give another folder")
+        self._opened = ledger.noted("opened", [])
+        snapshot = ledger.noted("snapshot")
+        if snapshot is None:
+            self._bases = {0: model}
+        else:
+            versions = {
+                int(number): self._loaded(int(number), told) for number, told in snapshot["models"].items()
+            }
+            self._version, self._taken = versions[snapshot["version"]], snapshot["taken"]
+            self._bases = {number: each.model for number, each in versions.items()}
+        self._snapshot_of = self._version.number
+        self._kept = set(first.chunks)
+        for each in ledger.accepted():
+            self._kept.update(_manifest(each.detail["update"]).chunks)
+        for name, told in ledger.noted_below(_OWN).items():
+            self._own[name.removeprefix(_OWN)] = _manifest(told)
+        active, since = ledger.active(), ledger.accepted(after=self._taken)
+        needed = {lease.base_version for lease in active} | {each.base_version for each in since}
+        self._pins.update(needed)  # until all of them have been merged
+        for each in since:
+            round_ = bisect_right(self._opened, each.unit)
+            if self._arrived and round_ > bisect_right(self._opened, self._arrived[0].accepted.unit):
+                self._merge()
+            self._taken = each.number
+            base = self._bases.get(each.base_version)
+            if base is None and self._fold.arrival == "round":
+                base = self._version.model
+            if base is None:
+                raise DataError(
+                    f"{folder}: the snapshot lacks version {each.base_version}; the ledger is damaged"
+                )
+            self._arrived.append(Arrived(each, contents(self._blobs, each), base))
+            if self._fold.arrival == "each":
+                self._merge()
+                if self._version.number in needed:
+                    self._bases[self._version.number] = self._version.model
+        if self._arrived and bisect_right(self._opened, self._arrived[0].accepted.unit) < len(self._opened):
+            self._merge()
+        self._pins.subtract(needed)
+        for lease in active:
+            base = self._bases.setdefault(lease.base_version, self._version.model)
+            self._pin(Version(lease.base_version, base, {}))
+            self._handed[lease.base_version] = _manifest(lease.model)
+            self._leases[lease.token] = self._held(lease)
+        self._pins = +self._pins
+        for number in list(self._bases):
+            self._drop(number)
+        ledger.extend_all(deadline=self._now() + self._rules.silence_s)
+        if self._opened:
+            self._fill()
+        self._progress()
+
+    def _loaded(self, number: int, told: str) -> Version:
+        try:
+            return Version.unpacked(number, self._blobs.get_whole(_manifest(told)))
+        except KeyError as error:
+            raise DataError(
+                f"of the snapshot of version {number} a chunk is missing: {error.args[0]}"
+            ) from None
+
+
+def _manifest(told: str) -> Manifest:
+    """One that was written here."""
+    return Manifest.from_json(told, most_bytes=1 << 62)
+
+
+def _rest(unit: Unit, samples: int) -> tuple[dict[str, Any], int] | None:
+    """What a partial result leaves to do, where units are parts of a whole."""
+    left = unit.samples - samples
+    if left == 0 or "begin" not in unit.work:
+        return None
+    return {**unit.work, "begin": unit.work["begin"] + samples}, left

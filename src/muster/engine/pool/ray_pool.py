@@ -1,0 +1,282 @@
+"""A pool on Ray: the coordinator is one actor, every worker another; the same calls as in one process, carried by Ray."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from muster.engine.pool.coordinator import Coordinator
+from muster.engine.pool.course import Version
+from muster.engine.pool.seat import Handing, Offer, Over, Pause
+from muster.engine.pool.worker import Outcome, Task, Worker
+from muster.engine.ray_engine import Session
+from muster.errors import EngineLost, MusterError
+
+Told = Callable[[str, str, str], None]
+Build = Callable[[Told, Callable[[Version], None]], Coordinator]
+"""Opens the coordinator, given what hears of events and of new versions."""
+
+_CALLS_AT_ONCE: Final = 32
+
+
+class RaySeat:
+    """A worker's end of the coordinator's actor; see `muster.engine.pool.seat.Seat`.
+
+    Arguments:
+        actor: the handle.
+    """
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        import ray
+
+        try:
+            return ray.get(getattr(self._actor, method).remote(*arguments))
+        except ray.exceptions.RayActorError as error:
+            raise ConnectionError(f"the coordinator's process is away: {error}") from error
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+
+    def lease(self, worker: str) -> Offer | Pause | Over:
+        answer: Offer | Pause | Over = self._call("lease", worker)
+        return answer
+
+    def beat(self, token: str, samples: int) -> None:
+        self._call("beat", token, samples)
+
+    def chunk(self, name: str) -> bytes:
+        content: bytes = self._call("chunk", name)
+        return content
+
+    def missing(self, token: str, names: Iterable[str]) -> list[str]:
+        missing: list[str] = self._call("missing", token, list(names))
+        return missing
+
+    def put(self, token: str, name: str, content: bytes) -> None:
+        self._call("put", token, name, content)
+
+    def hand_in(self, token: str, result: Handing) -> int:
+        number: int = self._call("hand_in", token, result)
+        return number
+
+    def give_back(self, token: str, reason: str, *, failed: bool = False) -> None:
+        self._call("give_back", token, reason, failed)
+
+
+@dataclass(frozen=True)
+class News:
+    """What has happened in a coordinator since it was asked last.
+
+    Arguments:
+        events: (kind, who, detail) of each.
+        versions: of the model, in order.
+        over: whether all is done.
+        failure: why nothing will be done any more.
+    """
+
+    events: list[tuple[str, str, str]]
+    versions: list[Version]
+    over: bool
+    failure: MusterError | None
+
+
+class _Coordinating:
+    """The actor of the coordinator. Ray starts it again when its process dies; it goes on from its folder."""
+
+    def __init__(self, build: Build) -> None:
+        self._events: list[tuple[str, str, str]] = []
+        self._versions: list[Version] = []
+        self._pool = build(lambda *event: self._events.append(event), self._versions.append)
+
+    def lease(self, worker: str) -> Offer | Pause | Over:
+        return self._pool.lease(worker)
+
+    def beat(self, token: str, samples: int) -> None:
+        self._pool.beat(token, samples)
+
+    def chunk(self, name: str) -> bytes:
+        return self._pool.chunk(name)
+
+    def missing(self, token: str, names: list[str]) -> list[str]:
+        return self._pool.missing(token, names)
+
+    def put(self, token: str, name: str, content: bytes) -> None:
+        self._pool.put(token, name, content)
+
+    def hand_in(self, token: str, result: Handing) -> int:
+        return self._pool.hand_in(token, result)
+
+    def give_back(self, token: str, reason: str, failed: bool) -> None:
+        self._pool.give_back(token, reason, failed=failed)
+
+    def worker_gone(self, worker: str, reason: str) -> None:
+        self._pool.worker_gone(worker, reason)
+
+    def news(self) -> News:
+        """What has happened since; tends to the leases as well."""
+        failure = None
+        try:
+            over = self._pool.wait(0) is not None
+        except TimeoutError:
+            over = False
+        except MusterError as error:
+            over, failure = True, error
+        events, versions = self._events[:], self._versions[:]
+        del self._events[: len(events)], self._versions[: len(versions)]
+        return News(events, versions, over, failure)
+
+    def version(self) -> Version:
+        return self._pool.version
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def close(self) -> None:
+        self._pool.close()
+
+
+class _Working:
+    """The actor of a worker."""
+
+    def __init__(
+        self, coordinator: Any, work: Callable[[Task], Outcome], name: str, threads: int, home: str
+    ) -> None:
+        import torch
+
+        os.environ["HOME"] = home  # the embedded engine has a private one
+        torch.set_num_threads(threads)
+        self._worker = Worker(RaySeat(coordinator), name, work)
+
+    def run(self) -> str:
+        return self._worker.run()
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+class RayPool:
+    """A coordinator and its workers on an engine.
+
+    Arguments:
+        session: a started engine.
+        build: opens the coordinator, in its own process.
+        work: does a task, in a worker's.
+        workers: how many.
+        threads: kernel threads of each.
+        told: is called with (kind, who, detail) of what happens.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        build: Build,
+        work: Callable[[Task], Outcome],
+        *,
+        workers: int,
+        threads: int,
+        told: Told,
+    ) -> None:
+        self._session, self._ray, self._told, self._threads = session, session.ray, told, threads
+        self.coordinator = (
+            self._ray.remote(_Coordinating)
+            .options(num_cpus=0, max_concurrency=_CALLS_AT_ONCE, max_restarts=-1)
+            .remote(build)
+        )
+        self._work = self._ray.put(work)
+        self._started = 0
+        self.workers: dict[str, Any] = {}
+        self._runs: dict[Any, str] = {}
+        for _ in range(workers):
+            self._start()
+
+    def versions(self) -> Iterator[Version]:
+        """The model's versions as they come, until all is done.
+
+        Raises:
+            MusterError: the pool could not go on; says why.
+            EngineLost: the coordinator's process could not be kept alive.
+        """
+        while True:
+            news = self._news()
+            for event in news.events:
+                self._told(*event)
+            yield from news.versions
+            if news.failure is not None:
+                raise news.failure
+            if news.over:
+                return
+            for run in self._ray.wait(list(self._runs), timeout=0.1)[0]:
+                self._ended(run)
+
+    def newest(self) -> Version:
+        """The model as it is."""
+        version: Version = self._ray.get(self.coordinator.version.remote())
+        return version
+
+    def close(self) -> None:
+        """Ends the coordinator in order, and the workers."""
+        try:
+            self._ray.get(self.coordinator.close.remote(), timeout=30)
+        finally:
+            for actor in (*self.workers.values(), self.coordinator):
+                self._ray.kill(actor, no_restart=True)
+
+    def _news(self) -> News:
+        errors = self._ray.exceptions
+        for _ in range(100):
+            try:
+                news: News = self._ray.get(self.coordinator.news.remote())
+                return news
+            except errors.ActorUnavailableError:
+                self._ray.wait(list(self._runs), timeout=0.1)
+            except errors.RayTaskError as error:
+                raise error.cause from None
+            except errors.RayActorError as error:
+                raise EngineLost(f"the coordinator's process could not be kept alive: {error}") from error
+        raise EngineLost("the coordinator's process did not come back")
+
+    def _start(self) -> None:
+        name = f"worker {self._started}"
+        self._started += 1
+        actor = (
+            self._ray.remote(_Working)
+            .options(num_cpus=0, max_restarts=0)
+            .remote(self.coordinator, self._work, name, self._threads, self._session.home)
+        )
+        self.workers[name] = actor
+        self._runs[actor.run.remote()] = name
+
+    def _ended(self, run: Any) -> None:
+        """A worker has ended: in order, or its process has died and another takes its place."""
+        name = self._runs.pop(run)
+        del self.workers[name]
+        try:
+            self._ray.get(run)
+        except self._ray.exceptions.RayError as error:
+            reason = " ".join(str(error).split())[:300]
+            self._told("worker_lost", name, reason)
+            self._ray.get(self.coordinator.worker_gone.remote(name, "its process has died"))
+            self._start()
+
+
+@contextmanager
+def ray_pool(
+    session: Session,
+    build: Build,
+    work: Callable[[Task], Outcome],
+    *,
+    workers: int,
+    threads: int = 1,
+    told: Told = lambda kind, who, detail: None,
+) -> Iterator[RayPool]:
+    """A `RayPool` for as long as the context lasts."""
+    pool = RayPool(session, build, work, workers=workers, threads=threads, told=told)
+    try:
+        yield pool
+    finally:
+        pool.close()

@@ -1,0 +1,11 @@
+"""Federated training from Python: parties that keep their data, one model::
+
+parties = [(inputs[mine], labels[mine]) for mine in muster.federated.dirichlet(labels, 10, alpha=0.1)]
+found = muster.federated.simulate(make_model, parties, rule="fedavg", rounds=50)
+"""
+
+from muster.training.federated.local_training import LocalTraining
+from muster.training.federated.partition import dirichlet, even
+from muster.training.federated.simulation import Simulated, simulate
+
+__all__ = ["LocalTraining", "Simulated", "dirichlet", "even", "simulate"]

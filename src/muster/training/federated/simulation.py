@@ -1,0 +1,250 @@
+"""Federated training with simulated parties: the coordinator, the ledger and the merge rules of a pool, on one machine."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from muster.engine import hardware
+from muster.engine.pool.coordinator import Coordinator, Rules
+from muster.engine.pool.course import Version
+from muster.engine.pool.updates import Arrays
+from muster.engine.pool.worker import Outcome, Task, Worker
+from muster.errors import RefusedInput
+from muster.training.federated.local_training import (
+    LocalTraining,
+    Party,
+    load_weights,
+    train_party,
+    weights_of,
+)
+from muster.training.merge.registry import get
+from muster.training.merge.rule import Handed, MergeRule
+
+Evaluate = Callable[[nn.Module], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """What a simulation has come to.
+
+    Arguments:
+        model: with the weights of the last round.
+        history: what ``evaluate`` has returned, by round; ``round`` 0 is the first model.
+        short: rounds that were merged without some of their parties, in words.
+    """
+
+    model: nn.Module
+    history: list[dict[str, float]]
+    short: list[str] = field(default_factory=list)
+
+    @property
+    def weights(self) -> Arrays:
+        """Parameters and buffers by name."""
+        return weights_of(self.model)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Rounds of parties: all of them, or a share that is drawn anew for every round.
+
+    Arguments:
+        sizes: samples of each party.
+        count: rounds.
+        fraction: of the parties that take part in a round, at least one.
+        seed: of the draw.
+    """
+
+    sizes: Sequence[int]
+    count: int
+    fraction: float
+    seed: int
+
+    def units(self, number: int) -> list[tuple[dict[str, Any], int]]:
+        """See `muster.engine.pool.coordinator.Rounds`."""
+        parties = len(self.sizes)
+        wanted = max(1, round(self.fraction * parties))
+        chosen = (
+            range(parties)
+            if wanted == parties
+            else sorted(
+                np.random.default_rng([self.seed, number]).choice(parties, wanted, replace=False).tolist()
+            )
+        )
+        return [
+            ({"party": party, "keeper": f"party {party}", "round": number}, self.sizes[party])
+            for party in chosen
+        ]
+
+
+@dataclass(frozen=True)
+class PartyWork:
+    """A party's share of a round, as the work of a pool.
+
+    Arguments:
+        model: is used for it; its weights are overwritten.
+        parties, rule, local, seed: as in `simulate`.
+    """
+
+    model: nn.Module
+    parties: Sequence[Party]
+    rule: MergeRule
+    local: LocalTraining
+    seed: int
+
+    def __call__(self, task: Task) -> Outcome:
+        number, round_ = task.work["party"], task.work["round"]
+        update, own, done = train_party(
+            self.model,
+            self.parties[number],
+            self.rule,
+            self.local,
+            Handed(task.model, task.sent),
+            task.own,
+            seed=(self.seed, 2, round_, number),
+            must_end=lambda: task.must_end,
+        )
+        samples = task.samples if done == 1 else max(1, int(done * task.samples))
+        return Outcome(update.arrays, samples, update.steps, update.loss, update.extra, own)
+
+
+def simulate(
+    model_fn: Callable[[], nn.Module],
+    parties: Sequence[Any],
+    rule: str | MergeRule = "fedavg",
+    rounds: int = 50,
+    *,
+    local: LocalTraining | None = None,
+    fraction: float = 1.0,
+    quorum: float = 1.0,
+    seed: int = 0,
+    workers: int = 0,
+    evaluate: Evaluate | None = None,
+    folder: str | Path | None = None,
+    told: Callable[[str, str, str], None] = lambda kind, who, detail: None,
+) -> Simulated:
+    """Trains a model over parties that keep their data::
+
+        parties = [(inputs[mine], labels[mine]) for mine in muster.federated.dirichlet(labels, 10, alpha=0.1)]
+        found = muster.federated.simulate(make_model, parties, rule="fedavg", rounds=50)
+
+    Arguments:
+        model_fn: makes the model; called once.
+        parties: the data of each: a pair of arrays or tensors (inputs, targets), or a data set of such pairs.
+        rule: a merge rule of rounds, or its name.
+        rounds: how many.
+        local: what a party does in a round.
+        fraction: of the parties that take part in a round.
+        quorum: the share of a round's parties whose updates must come.
+        seed: of the draw of parties, of the order of their samples and of what the model draws.
+        workers: processes that parties are trained in, on an engine of their own; 0: in this one.
+        evaluate: is given the model, in evaluation mode, before the first round and after every round.
+        folder: keeps the ledger and all updates, so that a simulation that was killed goes on; None: nothing is kept.
+        told: is called with (kind, who, detail) of what happens.
+
+    Raises:
+        RefusedInput: an argument makes no sense; says which.
+        BelowQuorum: too many parties of a round failed; names them.
+    """
+    how, chosen = local or LocalTraining(), get(rule) if isinstance(rule, str) else rule
+    members = [Party(data) for data in parties]
+    _check(chosen, members, rounds, fraction, quorum, workers)
+    model = model_fn()
+    first = weights_of(model)
+    history: list[dict[str, float]] = []
+    short: list[str] = []
+
+    def on_event(kind: str, who: str, detail: str) -> None:
+        if kind == "short":
+            short.append(detail)
+        told(kind, who, detail)
+
+    def on_version(version: Version) -> None:
+        if evaluate is not None:
+            load_weights(model, version.model)
+            model.eval()
+            history.append({"round": version.number, **evaluate(model)})
+
+    with ExitStack() as stack:
+        where = Path(folder) if folder is not None else Path(stack.enter_context(_temporary()))
+        opened = partial(
+            Coordinator,
+            where.absolute(),
+            model=first,
+            fold=chosen,
+            rounds=Sampled([len(party) for party in members], rounds, fraction, seed),
+            rules=Rules(quorum=quorum),
+            durable=folder is not None,
+        )
+        work = PartyWork(model, members, chosen, how, seed)
+        on_version(Version(0, first, {}))
+        if workers == 0:
+            pool = stack.enter_context(opened(told=on_event, merged=on_version))
+            Worker(pool, "in process", work).run()
+            final = pool.wait(0)
+        else:
+            final = _on_engine(opened, work, workers, on_event, on_version)
+    load_weights(model, final.model)
+    model.eval()
+    return Simulated(model, history, short)
+
+
+def _on_engine(
+    opened: Callable[..., Coordinator],
+    work: PartyWork,
+    workers: int,
+    told: Callable[[str, str, str], None],
+    on_version: Callable[[Version], None],
+) -> Version:
+    """Has the parties trained by workers on an embedded engine."""
+    from muster.engine import gang
+    from muster.engine.pool.ray_pool import ray_pool
+
+    threads = max(1, hardware.cores() // workers)
+    with ExitStack() as stack:
+        session = stack.enter_context(gang.engine("embedded")).session
+        assert session is not None  # an embedded engine has one
+        pool = stack.enter_context(
+            ray_pool(
+                session,
+                lambda told, merged: opened(told=told, merged=merged),
+                work,
+                workers=workers,
+                threads=threads,
+                told=told,
+            )
+        )
+        for version in pool.versions():
+            on_version(version)
+        return pool.newest()
+
+
+def _temporary() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="muster-pool-")
+
+
+def _check(
+    rule: MergeRule, parties: Sequence[Party], rounds: int, fraction: float, quorum: float, workers: int
+) -> None:
+    if rule.arrival != "round":
+        raise RefusedInput(f"rule {rule.name} merges updates one by one; simulated parties come in rounds")
+    if not parties:
+        raise RefusedInput("parties: found none; give the data of at least one")
+    for number, party in enumerate(parties):
+        if len(party) == 0:
+            raise RefusedInput(f"party {number} has no samples; leave it out")
+    if rounds < 0:
+        raise RefusedInput(f"rounds: found {rounds}; expected 0 or more")
+    if workers < 0:
+        raise RefusedInput(f"workers: found {workers}; expected 0 or more")
+    for name, value in (("fraction", fraction), ("quorum", quorum)):
+        if not 0 < value <= 1:
+            raise RefusedInput(f"{name}: found {value}; expected above 0, up to 1")
