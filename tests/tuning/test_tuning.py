@@ -190,6 +190,17 @@ def test_a_hopeless_challenger_is_given_up_after_two_pairs_and_an_early_lead_is_
     assert duel(measuring()[0], measuring()[0], pairs=5, time_left=lambda: False) is None
 
 
+def test_what_is_a_quarter_faster_three_times_needs_no_further_pairs() -> None:
+    champion, seen = measuring(*[10] * 7)
+    found = duel(champion, measuring(13, 12.5, 20, *[13] * 4)[0], pairs=7)
+    assert found is not None
+    assert (len(seen), found.ratio.count, found.won) == (3, 3, True)
+    champion, seen = measuring(*[10] * 7)
+    found = duel(champion, measuring(13, 12.4, 20, *[13] * 4)[0], pairs=7)
+    assert found is not None
+    assert (len(seen), found.won) == (7, True)
+
+
 def test_the_tuned_file_is_the_users_own_with_its_comments(tmp_path: Path) -> None:
     source = write(tmp_path)
     target = tmp_path / "tuned.yaml"
