@@ -201,3 +201,18 @@ def test_a_simulation_that_is_killed_goes_on_to_the_same_bits(tmp_path: Path) ->
     straight, killed = np.load(tmp_path / "straight.npz"), np.load(tmp_path / "killed.npz")
     for name in straight:
         np.testing.assert_array_equal(straight[name], killed[name])
+
+
+@pytest.mark.parametrize("rule", ["fedavg", "scaffold"])
+def test_workers_in_processes_of_their_own_come_to_the_same_bits(rule: str, tmp_path: Path) -> None:
+    _, _, parties = regression(4, 200)
+    options: dict[str, Any] = {"rounds": 3, "local": LocalTraining(batch=8), "seed": 5}
+    rows = {"evaluate": lambda model: {"norm": float(model.weight.detach().norm())}}
+    here = simulate(linear, parties, rule, **options, **rows)
+    there = simulate(linear, parties, rule, **options, **rows, workers=2, folder=tmp_path)
+    for name, array in here.weights.items():
+        np.testing.assert_array_equal(there.weights[name], array)
+    assert here.history == there.history
+    assert [row["round"] for row in here.history] == [0, 1, 2, 3]
+    again = simulate(linear, parties, rule, **options, **rows, folder=tmp_path)
+    assert again.history == here.history

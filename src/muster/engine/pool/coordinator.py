@@ -108,7 +108,7 @@ class Coordinator:
         now: the run-wide clock, in seconds.
         durable: False for a pool that is thrown away with its process.
         told: is called with (kind, who, detail) of what happens.
-        merged: is called with every new version, in order; it must be quick.
+        merged: is called with every new version, in order, and with those that a restart computes again; it must be quick.
 
     Raises:
         DataError: the folder is of another pool, or damaged.
@@ -608,6 +608,7 @@ class Coordinator:
             self._version, self._taken = versions[snapshot["version"]], snapshot["taken"]
             self._bases = {number: each.model for number, each in versions.items()}
         self._snapshot_of = self._version.number
+        self._on_version(self._version)
         self._kept = set(first.chunks)
         for each in ledger.accepted():
             self._kept.update(_manifest(each.detail["update"]).chunks)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
+
+import cloudpickle
 
 from muster.engine.pool.coordinator import Coordinator
 from muster.engine.pool.course import Version
@@ -20,6 +24,7 @@ Build = Callable[[Told, Callable[[Version], None]], Coordinator]
 """Opens the coordinator, given what hears of events and of new versions."""
 
 _CALLS_AT_ONCE: Final = 32
+_RESTART_S: Final = 60.0  # a process that is started again should be back by then
 
 
 class RaySeat:
@@ -85,13 +90,20 @@ class News:
     failure: MusterError | None
 
 
+def _loaded(packed: bytes, path: list[str]) -> Any:
+    """What was packed where modules are found along another path, too."""
+    sys.path.extend(entry for entry in path if entry not in sys.path)
+    return cloudpickle.loads(packed)
+
+
 class _Coordinating:
     """The actor of the coordinator. Ray starts it again when its process dies; it goes on from its folder."""
 
-    def __init__(self, build: Build) -> None:
+    def __init__(self, build: bytes, path: list[str]) -> None:
         self._events: list[tuple[str, str, str]] = []
         self._versions: list[Version] = []
-        self._pool = build(lambda *event: self._events.append(event), self._versions.append)
+        opened: Build = _loaded(build, path)
+        self._pool = opened(lambda *event: self._events.append(event), self._versions.append)
 
     def lease(self, worker: str) -> Offer | Pause | Over:
         return self._pool.lease(worker)
@@ -144,13 +156,13 @@ class _Working:
     """The actor of a worker."""
 
     def __init__(
-        self, coordinator: Any, work: Callable[[Task], Outcome], name: str, threads: int, home: str
+        self, coordinator: Any, work: bytes, path: list[str], name: str, threads: int, home: str
     ) -> None:
         import torch
 
         os.environ["HOME"] = home  # the embedded engine has a private one
         torch.set_num_threads(threads)
-        self._worker = Worker(RaySeat(coordinator), name, work)
+        self._worker = Worker(RaySeat(coordinator), name, _loaded(work, path))
 
     def run(self) -> str:
         return self._worker.run()
@@ -185,10 +197,10 @@ class RayPool:
         self.coordinator = (
             self._ray.remote(_Coordinating)
             .options(num_cpus=0, max_concurrency=_CALLS_AT_ONCE, max_restarts=-1)
-            .remote(build)
+            .remote(cloudpickle.dumps(build), sys.path)
         )
-        self._work = self._ray.put(work)
-        self._started = 0
+        self._work = self._ray.put(cloudpickle.dumps(work))
+        self._started, self._seen = 0, -1
         self.workers: dict[str, Any] = {}
         self._runs: dict[Any, str] = {}
         for _ in range(workers):
@@ -202,10 +214,13 @@ class RayPool:
             EngineLost: the coordinator's process could not be kept alive.
         """
         while True:
-            news = self._news()
+            news: News = self._asked("news")
             for event in news.events:
                 self._told(*event)
-            yield from news.versions
+            for version in news.versions:
+                if version.number > self._seen:  # one that was started again tells what it has computed again
+                    self._seen = version.number
+                    yield version
             if news.failure is not None:
                 raise news.failure
             if news.over:
@@ -215,38 +230,42 @@ class RayPool:
 
     def newest(self) -> Version:
         """The model as it is."""
-        version: Version = self._ray.get(self.coordinator.version.remote())
+        version: Version = self._asked("version")
         return version
 
     def close(self) -> None:
         """Ends the coordinator in order, and the workers."""
         try:
             self._ray.get(self.coordinator.close.remote(), timeout=30)
+        except self._ray.exceptions.RayError:
+            pass  # it has just died: its folder says all that there is
         finally:
             for actor in (*self.workers.values(), self.coordinator):
                 self._ray.kill(actor, no_restart=True)
 
-    def _news(self) -> News:
+    def _asked(self, method: str, *arguments: Any) -> Any:
+        """Calls the coordinator, again where its process is just being started again."""
         errors = self._ray.exceptions
-        for _ in range(100):
+        until = time.monotonic() + _RESTART_S
+        while True:
             try:
-                news: News = self._ray.get(self.coordinator.news.remote())
-                return news
-            except errors.ActorUnavailableError:
-                self._ray.wait(list(self._runs), timeout=0.1)
+                return self._ray.get(getattr(self.coordinator, method).remote(*arguments))
+            except errors.ActorUnavailableError as error:
+                if time.monotonic() > until:
+                    raise EngineLost("the coordinator's process did not come back") from error
+                time.sleep(0.1)
             except errors.RayTaskError as error:
                 raise error.cause from None
             except errors.RayActorError as error:
                 raise EngineLost(f"the coordinator's process could not be kept alive: {error}") from error
-        raise EngineLost("the coordinator's process did not come back")
 
     def _start(self) -> None:
         name = f"worker {self._started}"
         self._started += 1
         actor = (
             self._ray.remote(_Working)
-            .options(num_cpus=0, max_restarts=0)
-            .remote(self.coordinator, self._work, name, self._threads, self._session.home)
+            .options(num_cpus=0, max_concurrency=2, max_restarts=0)
+            .remote(self.coordinator, self._work, sys.path, name, self._threads, self._session.home)
         )
         self.workers[name] = actor
         self._runs[actor.run.remote()] = name
@@ -260,7 +279,7 @@ class RayPool:
         except self._ray.exceptions.RayError as error:
             reason = " ".join(str(error).split())[:300]
             self._told("worker_lost", name, reason)
-            self._ray.get(self.coordinator.worker_gone.remote(name, "its process has died"))
+            self._asked("worker_gone", name, "its process has died")
             self._start()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,7 +81,8 @@ def load_weights(model: nn.Module, weights: Arrays) -> None:
     """Sets parameters and buffers, in place."""
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
-            tensor.copy_(torch.as_tensor(np.asarray(weights[name])))
+            array = np.asarray(weights[name])
+            tensor.copy_(torch.from_numpy(array if array.flags.writeable else array.copy()))
 
 
 def train_party(
@@ -111,8 +113,7 @@ def train_party(
     """
     order, noise = np.random.SeedSequence(list(seed)).generate_state(2)
     loss = _loss(model, party, how, handed.model) if rule.wants_loss else None
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(noise))
+    with _drawing_from(int(noise)):
         load_weights(model, rule.start(handed, own))
         correct = None
         if type(rule).gradient is not MergeRule.gradient:
@@ -132,6 +133,18 @@ def train_party(
             )
             keeps = {**keeps, "personal": weights_of(model)}
     return update, keeps, done / planned
+
+
+@contextmanager
+def _drawing_from(seed: int) -> Iterator[None]:
+    """What the model draws on the CPU, such as dropout, follows from the seed; other draws of the process do not notice."""
+    generator = torch.default_generator
+    before = generator.get_state()
+    generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        generator.set_state(before)
 
 
 def _descend(

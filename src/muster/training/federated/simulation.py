@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -159,7 +160,8 @@ def simulate(
     _check(chosen, members, rounds, fraction, quorum, workers)
     model = model_fn()
     first = weights_of(model)
-    history: list[dict[str, float]] = []
+    record = None if folder is None else Path(folder) / "history.jsonl"
+    history = _read(record)
     short: list[str] = []
 
     def on_event(kind: str, who: str, detail: str) -> None:
@@ -168,10 +170,14 @@ def simulate(
         told(kind, who, detail)
 
     def on_version(version: Version) -> None:
-        if evaluate is not None:
-            load_weights(model, version.model)
-            model.eval()
-            history.append({"round": version.number, **evaluate(model)})
+        if evaluate is None or any(row["round"] == version.number for row in history):
+            return
+        load_weights(model, version.model)
+        model.eval()
+        history.append({"round": version.number, **evaluate(model)})
+        if record is not None:
+            with record.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(history[-1]) + "\n")
 
     with ExitStack() as stack:
         where = Path(folder) if folder is not None else Path(stack.enter_context(_temporary()))
@@ -185,7 +191,6 @@ def simulate(
             durable=folder is not None,
         )
         work = PartyWork(model, members, chosen, how, seed)
-        on_version(Version(0, first, {}))
         if workers == 0:
             pool = stack.enter_context(opened(told=on_event, merged=on_version))
             Worker(pool, "in process", work).run()
@@ -225,6 +230,18 @@ def _on_engine(
         for version in pool.versions():
             on_version(version)
         return pool.newest()
+
+
+def _read(record: Path | None) -> list[dict[str, float]]:
+    """What rounds were measured at before; a line that a kill has cut is measured again."""
+    if record is None or not record.is_file():
+        return []
+    rows = []
+    for line in record.read_text(encoding="utf-8").splitlines(keepends=True):
+        with suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    record.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return rows
 
 
 def _temporary() -> tempfile.TemporaryDirectory[str]:

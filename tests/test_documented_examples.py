@@ -1,4 +1,4 @@
-"""The Python of docs/merge-rules.md runs and prints what its comments say."""
+"""The Python of the documentation runs and prints what its comments say."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).parents[1] / "docs" / "merge-rules.md"
-EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+DOCS = Path(__file__).parents[1] / "docs"
+EXAMPLES = [
+    example
+    for page in ("merge-rules.md", "federated.md")
+    for example in re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
+]
 
 
 @pytest.mark.parametrize("example", EXAMPLES)

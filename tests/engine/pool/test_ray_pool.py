@@ -1,0 +1,131 @@
+"""A pool on Ray: workers and the coordinator are killed for real, and nothing is lost, doubled or changed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import muster.merge
+from muster.engine import gang
+from muster.engine.pool.coordinator import BelowQuorum, Coordinator, Rules
+from muster.engine.pool.course import replayed
+from muster.engine.pool.ledger import Ledger
+from muster.engine.pool.ray_pool import RayPool, ray_pool
+from muster.engine.pool.worker import Outcome, Task, Worker
+
+MODEL = {"w": np.zeros(1000)}
+
+
+class Rounds:
+    """Six units in each of some rounds."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def units(self, number: int) -> list[tuple[dict[str, int], int]]:
+        return [({"round": number, "place": place}, 3) for place in range(6)]
+
+
+def coordinator(folder: Path, count: int, told: object = None, merged: object = None) -> Coordinator:
+    options = {} if told is None else {"told": told, "merged": merged}
+    return Coordinator(
+        folder,
+        model=MODEL,
+        fold=muster.merge.get("fedadam"),
+        rounds=Rounds(count),
+        rules=Rules(silence_s=20),
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def slowly(task: Task) -> Outcome:
+    """Some arithmetic that takes a while, and the same every time."""
+    time.sleep(0.03)
+    generator = np.random.default_rng([task.work["round"], task.work["place"]])
+    return Outcome({"w": task.model["w"] + generator.normal(size=1000)}, task.samples)
+
+
+def dies(task: Task) -> Outcome:
+    """Takes its process with it on one unit."""
+    if task.work["place"] == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return slowly(task)
+
+
+@pytest.fixture(scope="module")
+def session() -> object:
+    with gang.engine("embedded") as engine:
+        yield engine.session
+
+
+@pytest.mark.kill
+def test_workers_and_coordinators_that_are_killed_change_nothing(session: object, tmp_path: Path) -> None:
+    with coordinator(tmp_path / "straight", 12) as pool:
+        Worker(pool, "a", slowly).run()
+        straight = pool.wait(0)
+    events: list[tuple[str, str, str]] = []
+    build = partial(coordinator, tmp_path / "killed", 12)
+    with ray_pool(
+        session,  # type: ignore[arg-type]
+        lambda told, merged: build(told=told, merged=merged),
+        slowly,
+        workers=2,
+        told=lambda *event: events.append(event),
+    ) as ray:
+        seen = []
+        for version in ray.versions():
+            seen.append(version.number)
+            if version.number in (2, 7):
+                kill_a_worker(ray)
+            if version.number in (4, 9):
+                os.kill(pid_of(ray, ray.coordinator), signal.SIGKILL)
+        final = ray.newest()
+    assert sum(kind == "worker_lost" for kind, _, _ in events) == 2
+    assert seen == list(range(13))
+    assert final.number == 12
+    np.testing.assert_array_equal(final.model["w"], straight.model["w"])
+    again = replayed(tmp_path / "killed", muster.merge.get("fedadam"))
+    np.testing.assert_array_equal(again.model["w"], straight.model["w"])
+    with Ledger(tmp_path / "killed" / "ledger.sqlite") as ledger:
+        assert sorted(each.unit for each in ledger.accepted()) == list(range(72))
+
+
+def kill_a_worker(ray: RayPool) -> None:
+    """One of those that live: whoever was killed before may not be missed yet."""
+    for actor in ray.workers.values():
+        with contextlib.suppress(ray._ray.exceptions.RayActorError):
+            os.kill(ray._ray.get(actor.pid.remote()), signal.SIGKILL)
+            return
+    raise AssertionError("no worker lives")
+
+
+def pid_of(ray: RayPool, actor: Any) -> int:
+    """Of an actor that may be about to be started again."""
+    while True:
+        with contextlib.suppress(ray._ray.exceptions.ActorUnavailableError):
+            return int(ray._ray.get(actor.pid.remote()))
+        time.sleep(0.1)
+
+
+@pytest.mark.kill
+def test_a_unit_that_kills_its_workers_is_named_and_not_retried_for_ever(
+    session: object, tmp_path: Path
+) -> None:
+    with (
+        ray_pool(
+            session,  # type: ignore[arg-type]
+            lambda told, merged: coordinator(tmp_path, 1, told, merged),
+            dies,
+            workers=2,
+        ) as ray,
+        pytest.raises(BelowQuorum, match="1 of 6 units were set aside after 5 attempts each: 2"),
+    ):
+        list(ray.versions())
