@@ -85,9 +85,10 @@ class Rules:
 
 @dataclass
 class _Held:
-    """A lease as the coordinator keeps it in mind: its hard limit in time, and the chunks it has brought."""
+    """A lease as the coordinator keeps it in mind: when it expires, its hard limit, and the chunks it has brought."""
 
     lease: Lease
+    deadline: float
     last: float
     received: int = 0
     brought: set[str] = field(default_factory=set)
@@ -243,10 +244,12 @@ class Coordinator:
 
     def beat(self, token: str, samples: int) -> None:
         """See `muster.engine.pool.seat.Seat`."""
+        deadline = self._now() + self._rules.silence_s
         with self._changed:
             held = self._leases.get(token)
-            last = -math.inf if held is None else held.last
-        self._ledger.extend(token, deadline=min(self._now() + self._rules.silence_s, last))
+            if held is not None:
+                held.deadline = deadline = min(deadline, held.last)
+        self._ledger.extend(token, deadline=deadline)
 
     def chunk(self, name: str) -> bytes:
         """See `muster.engine.pool.seat.Seat`."""
@@ -338,10 +341,12 @@ class Coordinator:
 
     def _tend(self) -> None:
         """Ends the leases that have expired, and does what a full disk has kept from being done."""
+        now = self._now()
         with self._changed:
             workers = {token: held.lease.worker for token, held in self._leases.items()}
+            late = any(held.deadline < now for held in self._leases.values())
         try:
-            expired = self._ledger.expire(now=self._now())
+            expired = self._ledger.expire(now=now) if late else []
         except sqlite3.OperationalError as error:
             self._unable(error)
             return
@@ -363,7 +368,8 @@ class Coordinator:
 
     def _held(self, lease: Lease) -> _Held:
         allowed = self._pace.allowed_s(lease.worker, lease.unit.samples)
-        return _Held(lease, lease.granted + max(self._rules.silence_s, self._rules.patience * allowed))
+        last = lease.granted + max(self._rules.silence_s, self._rules.patience * allowed)
+        return _Held(lease, lease.deadline, last)
 
     def _lagging(self, now: float) -> list[int]:
         """Units that have been in somebody's hands for longer than such a one takes, so that a copy may be worth it."""
@@ -645,7 +651,11 @@ class Coordinator:
         self._pins = +self._pins
         for number in list(self._bases):
             self._drop(number)
-        ledger.extend_all(deadline=self._now() + self._rules.silence_s)
+        deadline = self._now() + self._rules.silence_s  # nobody could hear a sign of life meanwhile
+        ledger.extend_all(deadline=deadline)
+        for held in self._leases.values():
+            held.deadline = max(held.deadline, deadline)
+            held.last = max(held.last, deadline)
         if self._opened:
             self._fill()
         self._progress()

@@ -35,6 +35,8 @@ class GroupCommit:
 
     def __init__(self, path: Path, schema: str, *, most: int = _MOST, durable: bool = True) -> None:
         self._most = most
+        self._path, self._local = path, threading.local()
+        self._readers: list[sqlite3.Connection] = []
         self._queue: queue.SimpleQueue[tuple[Work[Any], Future[Any]] | None] = queue.SimpleQueue()
         self._closed = False
         self._lock = threading.Lock()
@@ -69,13 +71,40 @@ class GroupCommit:
         """
         return self.submit(work).result()
 
+    def read(self, work: Work[Result]) -> Result:
+        """Does a piece of work that changes nothing, at once and in the caller's thread; sees all that was answered before.
+
+        Arguments:
+            work: gets a connection that shows one state of the database.
+        """
+        if str(self._path) == ":memory:":  # another connection would be to another database
+            return self.call(work)
+        connection = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+            connection.execute("PRAGMA query_only = ON")
+            with self._lock:
+                if self._closed:
+                    connection.close()
+                    raise RuntimeError("the ledger is closed")
+                self._readers.append(connection)
+            self._local.connection = connection
+        connection.execute("BEGIN")
+        try:
+            return work(connection)
+        finally:
+            connection.execute("COMMIT")
+
     def close(self) -> None:
         """Does what was submitted, then ends."""
         with self._lock:
             if not self._closed:
                 self._closed = True
                 self._queue.put(None)
+            readers, self._readers = self._readers, []
         self._thread.join()
+        for connection in readers:
+            connection.close()
 
     def __enter__(self) -> GroupCommit:
         return self

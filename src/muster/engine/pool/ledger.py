@@ -334,7 +334,7 @@ class Ledger:
             _active(connection, token)
             return _leases(connection, "l.token = ?", token)[0]
 
-        return self._commits.call(read)
+        return self._commits.read(read)
 
     def extend(self, token: str, *, deadline: float) -> None:
         """A sign of life: moves a lease's deadline.
@@ -485,17 +485,17 @@ class Ledger:
     def accepted(self, after: int = 0) -> list[Accepted]:
         """Accepted results in order, those after a number."""
 
-        return self._commits.call(lambda connection: _accepted(connection, "number > ?", after))
+        return self._commits.read(lambda connection: _accepted(connection, "number > ?", after))
 
     def accepted_by(self, token: str) -> Accepted | None:
         """The accepted result of a lease."""
-        found = self._commits.call(lambda connection: _accepted(connection, "token = ?", token))
+        found = self._commits.read(lambda connection: _accepted(connection, "token = ?", token))
         return found[0] if found else None
 
     def active(self) -> list[Lease]:
         """Leases that have not ended, the first to expire first."""
 
-        return self._commits.call(lambda connection: _leases(connection, "l.outcome IS NULL"))
+        return self._commits.read(lambda connection: _leases(connection, "l.outcome IS NULL"))
 
     def counts(self) -> dict[str, int]:
         """Units that wait, are leased, done, or set aside."""
@@ -507,7 +507,7 @@ class Ledger:
             ).fetchall()
             return {"waiting": 0, "leased": 0, "done": 0, "aside": 0} | dict(rows)
 
-        return self._commits.call(read)
+        return self._commits.read(read)
 
     def standing(self) -> Standing:
         """How far the work is."""
@@ -520,7 +520,7 @@ class Ledger:
             (following,) = connection.execute("SELECT COALESCE(MAX(unit) + 1, 0) FROM units").fetchone()
             return Standing(bool(is_open), last, following)
 
-        return self._commits.call(read)
+        return self._commits.read(read)
 
     def set_aside(self) -> list[Unit]:
         """Units whose attempts were used up."""
@@ -531,7 +531,7 @@ class Ledger:
             ).fetchall()
             return [Unit(unit, json.loads(work), samples) for unit, work, samples in rows]
 
-        return self._commits.call(read)
+        return self._commits.read(read)
 
     def testify(self, kind: str, worker: str, detail: str, *, now: float) -> Evidence:
         """Puts what was not as it should be on record, chained to what was before."""
@@ -562,7 +562,7 @@ class Ledger:
             rows = connection.execute("SELECT * FROM evidence ORDER BY number").fetchall()
             return [Evidence(*row) for row in rows]
 
-        entries = self._commits.call(read)
+        entries = self._commits.read(read)
         before = ""
         for position, entry in enumerate(entries, 1):
             if entry.number != position or entry.hash != _chained(before, entry):
@@ -583,7 +583,7 @@ class Ledger:
             ).fetchall()
             return {name: json.loads(value) for name, value in rows}
 
-        return self._commits.call(read)
+        return self._commits.read(read)
 
     def noted(self, name: str, default: Any = None) -> Any:
         """A fact."""
@@ -592,7 +592,7 @@ class Ledger:
             row = connection.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
             return default if row is None else json.loads(row[0])
 
-        return self._commits.call(read)
+        return self._commits.read(read)
 
 
 def _note(connection: sqlite3.Connection, name: str, value: Any) -> None:
