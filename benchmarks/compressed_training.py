@@ -204,6 +204,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="the folder that holds cifar10/")
     parser.add_argument("--quick", action="store_true", help="a smoke run; its figures mean nothing")
     parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--bars", action="store_true", help="only the three methods that bars are about")
     parser.add_argument("--seeds", type=int, default=5)
     arguments = parser.parse_args()
     steps, seeds = (20, 1) if arguments.quick else (arguments.steps, arguments.seeds)
@@ -215,7 +216,7 @@ def main() -> int:
         seeds=seeds,
     )
     images, classes = load_images(arguments.data, 1 if arguments.quick else 3)
-    chosen = methods(steps)
+    chosen = dict(list(methods(steps).items())[: 3 if arguments.bars else None])
     outcomes: dict[str, list[Outcome]] = {label: [] for label in chosen}
     with tempfile.TemporaryDirectory() as folder, gang.engine("local", preload=["torch"]) as engine:
         stored = Path(folder) / "images.npz"
