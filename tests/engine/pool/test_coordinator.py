@@ -29,7 +29,7 @@ from muster.engine.pool.pace import Pace
 from muster.engine.pool.seat import Handing, Offer, Over, Pause
 from muster.engine.pool.updates import RefusedUpdate, flattened, pack, parted, unpack
 from muster.engine.pool.worker import Outcome, Task, Worker
-from muster.errors import DataError, RefusedInput
+from muster.errors import DataError, MusterError, RefusedInput
 
 MODEL = {"w": np.zeros(3), "steps": np.array(0)}
 
@@ -371,6 +371,78 @@ def test_a_rule_that_cannot_merge_ends_the_pool_with_its_sentence(tmp_path: Path
             handed(pool, offered(pool, f"w{place}"))
         with pytest.raises(RefusedInput, match="krum"):
             pool.wait(0)
+
+
+def test_a_rule_that_raises_whatever_ends_the_pool_and_not_its_workers(tmp_path: Path) -> None:
+    class Broken(muster.merge.MergeRule):
+        name = "broken"
+
+        def _merge(self, model: Any, updates: Any, state: Any) -> Any:
+            return model["nothing of the kind"], state
+
+    with Coordinator(tmp_path, model=MODEL, fold=Broken(), rounds=Each(width=2)) as pool:
+        assert "KeyError" in Worker(pool, "a", add(1.0)).run()
+        with pytest.raises(MusterError, match="failed: KeyError: 'nothing of the kind'"):
+            pool.wait(0)
+
+
+@pytest.mark.parametrize("brings_first", ["a", "b"])
+def test_the_end_of_one_lease_takes_nothing_from_another_with_the_same_bytes(
+    tmp_path: Path, brings_first: str
+) -> None:
+    with opened(tmp_path, rounds=Each(width=2)) as pool:
+        offers = {name: offered(pool, name) for name in "ab"}
+        content = pack(flattened(weights={"": {"w": np.full(3, 7.0), "steps": np.array(1)}}))
+        result = brought(pool, offers[brings_first], content)
+        pool.give_back(offers["a"].token, "goes")
+        if brings_first == "a":  # its bytes went with it
+            with pytest.raises(RefusedUpdate, match="is not whole"):
+                pool.hand_in(offers["b"].token, result)
+            return
+        pool.hand_in(offers["b"].token, result)
+        handed(pool, offered(pool, "c"), 7.0)
+        pool.wait(0)
+    np.testing.assert_array_equal(replayed(tmp_path, muster.merge.get("fedavg")).model["w"], 7.0)
+
+
+def test_a_full_disk_makes_workers_wait_and_nothing_is_lost(small_disk: Path) -> None:
+    model = {"w": np.zeros(20_000)}
+
+    def work(task: Task) -> Outcome:
+        return Outcome(
+            {"w": task.model["w"] + np.random.default_rng(task.unit).normal(size=20_000)}, task.samples
+        )
+
+    told: list[str] = []
+    folder, ballast = small_disk / "pool", small_disk / "ballast"
+    with Coordinator(
+        folder,
+        model=model,
+        fold=muster.merge.get("fedavg"),
+        rounds=Each(count=3, width=3),
+        rules=Rules(silence_s=60),
+        told=lambda kind, who, detail: told.append(kind),
+    ) as pool:
+        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        thread = threading.Thread(target=Worker(pool, "a", work).run)
+        thread.start()
+        until = time.monotonic() + 30
+        while "unable" not in told and time.monotonic() < until:
+            time.sleep(0.05)
+        assert pool.version.number == 0
+        ballast.unlink()
+        final = pool.wait(60)
+        thread.join()
+        assert pool._ledger.evidence() == []
+    expected = np.zeros(20_000)
+    for round_ in range(3):
+        expected += np.mean(
+            [np.random.default_rng(3 * round_ + place).normal(size=20_000) for place in range(3)], axis=0
+        )
+    np.testing.assert_allclose(final.model["w"], expected, atol=1e-12)
+    assert "unable" in told
 
 
 # ---- restarts -------------------------------------------------------------------------------------------------------

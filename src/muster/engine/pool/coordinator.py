@@ -13,7 +13,8 @@ import threading
 import time
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, NoReturn, Protocol
@@ -145,9 +146,7 @@ class Coordinator:
         self._own: dict[str, Manifest] = {}  # what keepers keep
         self._kept: set[str] = set()  # chunks of the first model and of accepted updates
         self._saved: set[str] = set()  # chunks of the last snapshot
-        self._waiting: dict[
-            int, Arrived
-        ] = {}  # accepted, while one with a lower number is still on its way here
+        self._waiting: dict[int, Arrived] = {}  # accepted, while a lower number is still on its way here
         self._arrived: list[Arrived] = []  # accepted, while their round is not complete
         self._taken = 0  # number of the last accepted update among them
         self._late: set[str] = set()  # tokens that were brought after their end
@@ -217,22 +216,29 @@ class Coordinator:
                 if self.over:
                     return Over("the pool is done" if self._failure is None else str(self._failure))
                 version, now = self._version, self._now()
-                self._pin(version)
-                model = self._hand_out(version)
+                with self._disk():
+                    model = self._hand_out(version)
                 lagging = self._lagging(now)
-            lease = self._ledger.grant(
-                worker,
-                now=now,
-                deadline=now + self._rules.silence_s,
-                base_version=version.number,
-                model=model.to_json(),
-                copies=self._rules.copies,
-                copied=lagging,
-            )
-            with self._changed:
+                self._pin(version)
+            lease = None
+            try:
+                with self._disk():
+                    lease = self._ledger.grant(
+                        worker,
+                        now=now,
+                        deadline=now + self._rules.silence_s,
+                        base_version=version.number,
+                        model=model.to_json(),
+                        copies=self._rules.copies,
+                        copied=lagging,
+                    )
+            finally:
                 if lease is None:
-                    self._unpin(version.number)
-                    return Pause(_PAUSE_S)
+                    with self._changed:
+                        self._unpin(version.number)
+            if lease is None:
+                return Pause(_PAUSE_S)
+            with self._changed:
                 self._leases[lease.token] = self._held(lease)
                 own = self._own.get(str(lease.unit.work.get("keeper")))
                 outdated = self._fold.arrival == "round" and version is not self._version
@@ -249,7 +255,8 @@ class Coordinator:
             held = self._leases.get(token)
             if held is not None:
                 held.deadline = deadline = min(deadline, held.last)
-        self._ledger.extend(token, deadline=deadline)
+        with self._disk():
+            self._ledger.extend(token, deadline=deadline)
 
     def chunk(self, name: str) -> bytes:
         """See `muster.engine.pool.seat.Seat`."""
@@ -276,11 +283,10 @@ class Coordinator:
                 lease, f"brings {received:,} bytes where {most:,} in chunks of {CHUNK:,} are allowed"
             )
         try:
-            self._blobs.put_named(name, content)
+            with self._disk():
+                self._blobs.put_named(name, content)
         except DataError as error:
             self._refuse(lease, str(error))
-        except OSError as error:
-            raise self._unable(error) from None
 
     def hand_in(self, token: str, result: Handing) -> int:
         """See `muster.engine.pool.seat.Seat`."""
@@ -288,16 +294,19 @@ class Coordinator:
         if before is not None and before.content == result.update.name:
             return before.number
         lease = self._active(token)
+        with self._changed:
+            held = self._leases.get(token)
+            if held is None:  # has ended since
+                raise NotActive(f"the lease of unit {lease.unit.number} to {lease.worker} has ended")
+            base = self._bases[lease.base_version]
+            # From here on they are this lease's, too, whoever has brought them: nobody else's end takes them away.
+            held.brought.update(result.update.chunks, result.own.chunks if result.own else ())
         try:
             arrays = self._examined(lease, result)
         except RefusedUpdate as error:
             self._refuse(lease, str(error))
-        with self._changed:
-            base = self._bases.get(lease.base_version)
-        if base is None:
-            raise NotActive(f"the lease of unit {lease.unit.number} to {lease.worker} has ended")
         now, keeper = self._now(), str(lease.unit.work.get("keeper"))
-        try:
+        with self._disk():
             accepted = self._ledger.accept(
                 token,
                 content=result.update.name,
@@ -312,8 +321,6 @@ class Coordinator:
                 rest=_rest(lease.unit, result.samples),
                 notes={} if result.own is None else {f"{_OWN}{keeper}": result.own.to_json()},
             )
-        except sqlite3.OperationalError as error:
-            raise self._unable(error) from None
         with self._changed:
             self._pace.ended(lease.worker, result.samples, now - lease.granted)
             self._kept.update(result.update.chunks)
@@ -364,6 +371,14 @@ class Coordinator:
         self._told("unable", "", told)
         return ConnectionError(told)
 
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        """Where something is written: what goes wrong there is nobody's fault, and may go well the next time."""
+        try:
+            yield
+        except (OSError, sqlite3.OperationalError) as error:
+            raise self._unable(error) from None
+
     # ---- leases ---------------------------------------------------------------------------------------------------------
 
     def _held(self, lease: Lease) -> _Held:
@@ -401,14 +416,16 @@ class Coordinator:
         raise RefusedUpdate(reason)
 
     def _testify(self, kind: str, worker: str, detail: str) -> None:
-        self._ledger.testify(kind, worker, detail[:500], now=self._now())
+        with self._disk():
+            self._ledger.testify(kind, worker, detail[:500], now=self._now())
         self._told(kind, worker, detail[:500])
 
     def _end(
         self, lease: Lease, outcome: Literal["refused", "failed", "returned"], reason: str, *, counts: bool
     ) -> None:
         try:
-            self._ledger.end(lease.token, outcome, now=self._now(), reason=reason[:500], counts=counts)
+            with self._disk():
+                self._ledger.end(lease.token, outcome, now=self._now(), reason=reason[:500], counts=counts)
         except NotActive:
             return
         if outcome != "refused":
@@ -504,6 +521,9 @@ class Coordinator:
             self._version = course.merged(self._fold, before, self._arrived)
         except MusterError as error:
             self._fail(error)
+            return
+        except Exception as error:  # a rule is anybody's code
+            self._fail(MusterError(f"the merge rule {self._fold} failed: {type(error).__name__}: {error}"))
             return
         self._arrived.clear()
         self._drop(before.number)
