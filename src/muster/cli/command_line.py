@@ -13,6 +13,7 @@ from muster.cli import (
     doctor,
     init,
     ls,
+    pool,
     profile,
     report,
     resume,
@@ -96,6 +97,7 @@ def _root(
     pass
 
 
+app.add_typer(pool.group, name="pool")
 for verb in (run, check, init, schema, profile, scale, tune, ls, show, report, resume, upscale, doctor):
     app.command(name=verb.__name__.rpartition(".")[2], epilog=verb.EXAMPLES)(verb.command)
 

@@ -16,7 +16,7 @@ from torch import nn
 
 import muster
 from muster.engine.pool.coordinator import BelowQuorum
-from muster.errors import RefusedInput
+from muster.errors import DataError, RefusedInput
 from muster.federated import LocalTraining, simulate
 
 
@@ -216,3 +216,15 @@ def test_workers_in_processes_of_their_own_come_to_the_same_bits(rule: str, tmp_
     assert [row["round"] for row in here.history] == [0, 1, 2, 3]
     again = simulate(linear, parties, rule, **options, **rows, folder=tmp_path)
     assert again.history == here.history
+
+
+def test_a_folder_goes_on_only_as_it_was_begun(tmp_path: Path) -> None:
+    _, _, parties = regression(2, 40)
+    simulate(linear, parties, "fedavg", rounds=2, folder=tmp_path)
+    for change, why in (
+        ({"rule": "fedadam"}, "rule 'fedavg', and this is one with 'fedadam'"),
+        ({"rounds": 3}, "rounds 2, and this is one with 3"),
+        ({"seed": 1}, "seed 0, and this is one with 1"),
+    ):
+        with pytest.raises(DataError, match=why):
+            simulate(linear, parties, **({"rule": "fedavg", "rounds": 2, "folder": tmp_path} | change))  # type: ignore[arg-type]

@@ -7,13 +7,14 @@ first one and the accepted updates, and after a restart it is computed again, fr
 
 from __future__ import annotations
 
+import json
 import math
 import sqlite3
 import threading
 import time
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any, Final, Literal, NoReturn, Protocol
 
 from muster.engine.pool import course
 from muster.engine.pool.blobs import CHUNK, BlobStore, Manifest
-from muster.engine.pool.course import Arrived, Fold, Version, contents, shape_of
+from muster.engine.pool.course import Arrived, Fold, Version, contents, loaded_version, shape_of
 from muster.engine.pool.ledger import Lease, LeaseEnded, Ledger, NotActive, Unit
 from muster.engine.pool.pace import Pace
 from muster.engine.pool.seat import Handing, Offer, Over, Pause
@@ -38,6 +39,7 @@ from muster.errors import DataError, MusterError
 
 _PAUSE_S: Final = 0.05
 _SNAPSHOT_EVERY: Final = 64  # merges
+_WORKER: Final = "worker/"  # begins the names of the ledger's facts of workers
 _OWN: Final = "own/"  # begins the names of the ledger's facts of what keepers keep
 
 
@@ -104,6 +106,7 @@ class Coordinator:
         folder: of the pool: ledger and blobs; made if it is not there, resumed if it is.
         model: the first model.
         fold: how updates change it.
+        about: what a pool is of, as JSON values: it is resumed only by the same.
         rounds: what is to be done. Rules that merge each update as it arrives get all rounds at once.
         rules: for workers.
         pace: what is known of their speed.
@@ -123,6 +126,7 @@ class Coordinator:
         model: Arrays,
         fold: Fold,
         rounds: Rounds,
+        about: Mapping[str, Any] | None = None,
         rules: Rules | None = None,
         pace: Pace | None = None,
         now: Callable[[], float] = time.time,
@@ -155,6 +159,7 @@ class Coordinator:
         self._opened: list[int] = []  # number of the first unit of each round
         self._done = False
         try:
+            self._check_about(folder, dict(about or {}))
             self._restore(folder, model)
         except BaseException:
             self._ledger.close()
@@ -207,6 +212,11 @@ class Coordinator:
         self.close()
 
     # ---- a worker's seat ------------------------------------------------------------------------------------------------
+
+    def hello(self, worker: str, about: Mapping[str, Any]) -> None:
+        """See `muster.engine.pool.seat.Seat`."""
+        with self._disk():
+            self._ledger.note(f"{_WORKER}{worker}", dict(about))
 
     def lease(self, worker: str) -> Offer | Pause | Over:
         """See `muster.engine.pool.seat.Seat`."""
@@ -615,6 +625,20 @@ class Coordinator:
         self._discard(before)
         self._snapshot_of = self._version.number
 
+    def _check_about(self, folder: Path, about: dict[str, Any]) -> None:
+        about = json.loads(json.dumps(about))
+        known = self._ledger.noted("about")
+        if known is None:
+            self._ledger.note("about", about)
+            self._ledger.note("arrival", self._fold.arrival)
+            return
+        for key in known.keys() | about.keys():
+            if known.get(key) != about.get(key):
+                raise DataError(
+                    f"{folder} is of a pool with {key} {known.get(key)!r}, and this is one with {about.get(key)!r}; give "
+                    "another folder, or go on as it was begun"
+                )
+
     def _restore(self, folder: Path, model: Arrays) -> None:
         """The newest model, from the last snapshot and what was accepted since."""
         ledger = self._ledger
@@ -629,7 +653,8 @@ class Coordinator:
             self._bases = {0: model}
         else:
             versions = {
-                int(number): self._loaded(int(number), told) for number, told in snapshot["models"].items()
+                int(number): loaded_version(self._blobs, int(number), told)
+                for number, told in snapshot["models"].items()
             }
             self._version, self._taken = versions[snapshot["version"]], snapshot["taken"]
             self._bases = {number: each.model for number, each in versions.items()}
@@ -679,14 +704,6 @@ class Coordinator:
         if self._opened:
             self._fill()
         self._progress()
-
-    def _loaded(self, number: int, told: str) -> Version:
-        try:
-            return Version.unpacked(number, self._blobs.get_whole(_manifest(told)))
-        except KeyError as error:
-            raise DataError(
-                f"of the snapshot of version {number} a chunk is missing: {error.args[0]}"
-            ) from None
 
 
 def _manifest(told: str) -> Manifest:

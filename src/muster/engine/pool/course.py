@@ -129,6 +129,32 @@ def replayed(folder: Path, fold: Fold) -> Version:
     return version
 
 
+def saved_version(folder: Path) -> Version | None:
+    """The newest model that a coordinator has put on the disk whole; None if there is none.
+
+    Raises:
+        DataError: it is damaged or missing; names it.
+    """
+    with Ledger(folder / "ledger.sqlite") as ledger:
+        snapshot = ledger.noted("snapshot")
+    if snapshot is None:
+        return None
+    number = snapshot["version"]
+    return loaded_version(BlobStore(folder / "blobs"), number, snapshot["models"][str(number)])
+
+
+def loaded_version(blobs: BlobStore, number: int, manifest: str) -> Version:
+    """A version from the blobs.
+
+    Raises:
+        DataError: it is damaged or missing; names it.
+    """
+    try:
+        return Version.unpacked(number, blobs.get_whole(Manifest.from_json(manifest, most_bytes=1 << 62)))
+    except KeyError as error:
+        raise DataError(f"of the snapshot of version {number} a chunk is missing: {error.args[0]}") from None
+
+
 def contents(blobs: BlobStore, accepted: Accepted) -> dict[str, Array]:
     """The arrays of an accepted result.
 

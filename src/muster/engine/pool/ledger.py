@@ -159,6 +159,32 @@ class Evidence:
 
 
 @dataclass(frozen=True)
+class WorkerRecord:
+    """What a worker has done.
+
+    Arguments:
+        worker: its name.
+        active: leases in its hands.
+        accepted, expired, refused, failed, returned, revoked: how its other leases ended.
+        samples: of accepted results.
+        seconds: that an accepted lease took on average; None if there is none.
+        staleness: accepted results of others between a lease's model and its result, on average.
+    """
+
+    worker: str
+    active: int
+    accepted: int
+    expired: int
+    refused: int
+    failed: int
+    returned: int
+    revoked: int
+    samples: int
+    seconds: float | None
+    staleness: float | None
+
+
+@dataclass(frozen=True)
 class Standing:
     """How far the work is.
 
@@ -519,6 +545,22 @@ class Ledger:
             (last,) = connection.execute("SELECT COALESCE(MAX(number), 0) FROM accepted").fetchone()
             (following,) = connection.execute("SELECT COALESCE(MAX(unit) + 1, 0) FROM units").fetchone()
             return Standing(bool(is_open), last, following)
+
+        return self._commits.read(read)
+
+    def workers(self) -> list[WorkerRecord]:
+        """What each worker has done, by name."""
+
+        def read(connection: sqlite3.Connection) -> list[WorkerRecord]:
+            rows = connection.execute(
+                "SELECT l.worker, SUM(outcome IS NULL), SUM(outcome IS 'accepted'), SUM(outcome IS 'expired'), "
+                "SUM(outcome IS 'refused'), SUM(outcome IS 'failed'), SUM(outcome IS 'returned'), "
+                "SUM(outcome IS 'revoked'), COALESCE(SUM(a.samples), 0), "
+                "AVG(CASE WHEN outcome IS 'accepted' THEN ended - granted END), "
+                "AVG(a.number - 1 - a.base_version) "
+                "FROM leases AS l LEFT JOIN accepted AS a USING (token) GROUP BY l.worker ORDER BY l.worker"
+            ).fetchall()
+            return [WorkerRecord(*row) for row in rows]
 
         return self._commits.read(read)
 

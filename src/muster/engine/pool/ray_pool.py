@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -46,6 +46,9 @@ class RaySeat:
             raise ConnectionError(f"the coordinator's process is away: {error}") from error
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
+
+    def hello(self, worker: str, about: Mapping[str, Any]) -> None:
+        self._call("hello", worker, dict(about))
 
     def lease(self, worker: str) -> Offer | Pause | Over:
         answer: Offer | Pause | Over = self._call("lease", worker)
@@ -104,6 +107,9 @@ class _Coordinating:
         self._versions: list[Version] = []
         opened: Build = _loaded(build, path)
         self._pool = opened(lambda *event: self._events.append(event), self._versions.append)
+
+    def hello(self, worker: str, about: dict[str, Any]) -> None:
+        self._pool.hello(worker, about)
 
     def lease(self, worker: str) -> Offer | Pause | Over:
         return self._pool.lease(worker)

@@ -7,9 +7,9 @@ transfer that was cut goes on where it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from muster.engine.pool.blobs import Manifest
 from muster.engine.pool.ledger import Unit
@@ -79,6 +79,10 @@ class Seat(Protocol):
     All calls may raise `ConnectionError` while the coordinator cannot be reached, after which they may be made again; and
     those with a token `muster.engine.pool.ledger.NotActive` once its lease has ended.
     """
+
+    def hello(self, worker: str, about: Mapping[str, Any]) -> None:
+        """Says who works, with JSON values for those who want to know, such as the process id."""
+        ...
 
     def lease(self, worker: str) -> Offer | Pause | Over:
         """Asks for work."""

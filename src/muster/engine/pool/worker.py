@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import socket
 import threading
 import time
 import traceback
@@ -113,6 +115,8 @@ class Worker:
         Raises:
             CoordinatorGone: the coordinator stays away.
         """
+        about = {"pid": os.getpid(), "host": socket.gethostname()}
+        self._again(self._seat.hello, self._name, about)
         with self._beats:
             while not self._stop.is_set():
                 answer = self._again(self._seat.lease, self._name)

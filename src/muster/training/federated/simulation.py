@@ -6,7 +6,7 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from muster.training.federated.local_training import (
     train_party,
     weights_of,
 )
-from muster.training.merge.registry import get
+from muster.training.merge.registry import described, get
 from muster.training.merge.rule import Handed, MergeRule
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
@@ -179,6 +179,16 @@ def simulate(
             with record.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(history[-1]) + "\n")
 
+    course = Sampled([len(party) for party in members], rounds, fraction, seed)
+    about = described(chosen) | {
+        "rounds": rounds,
+        "parties": len(members),
+        "samples": sum(course.sizes),
+        "fraction": fraction,
+        "quorum": quorum,
+        "seed": seed,
+        "local": {each.name: getattr(how, each.name) for each in fields(how) if each.name != "loss"},
+    }
     with ExitStack() as stack:
         where = Path(folder) if folder is not None else Path(stack.enter_context(_temporary()))
         opened = partial(
@@ -186,7 +196,8 @@ def simulate(
             where.absolute(),
             model=first,
             fold=chosen,
-            rounds=Sampled([len(party) for party in members], rounds, fraction, seed),
+            about=about,
+            rounds=course,
             rules=Rules(quorum=quorum),
             durable=folder is not None,
         )

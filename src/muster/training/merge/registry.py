@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import Any, Final
 
@@ -48,6 +49,39 @@ def rules() -> dict[str, type[MergeRule]]:
             raise RefusedInput(f"merge rule {entry.name!r}: {entry.value} is no muster.merge.MergeRule")
         found[entry.name] = rule
     return dict(sorted(found.items()))
+
+
+def described(rule: MergeRule) -> dict[str, Any]:
+    """A rule as JSON values, from which `from_description` makes it again."""
+    options = {each.name: getattr(rule, each.name) for each in dataclasses.fields(rule)}  # type: ignore[arg-type]
+    return {"rule": rule.name, "options": {name: _plain(value) for name, value in options.items()}}
+
+
+def from_description(told: Mapping[str, Any]) -> MergeRule:
+    """A rule from what `described` says of it.
+
+    Raises:
+        RefusedInput: it cannot be made here: it comes from a package that is not installed, or has an option that is a
+            function.
+    """
+    options = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in told["options"].items()
+    }
+    for name, value in options.items():
+        if isinstance(value, dict):
+            raise RefusedInput(
+                f"merge rule {told['rule']}: its option {name} is {value['value']}, which was not kept"
+            )
+    return get(told["rule"], **options)
+
+
+def _plain(value: Any) -> Any:
+    """JSON values as they are, what is none by its description."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return {"value": getattr(value, "__qualname__", type(value).__name__)}
 
 
 def get(name: str, **options: Any) -> MergeRule:
