@@ -20,6 +20,7 @@ from muster.engine.pool.course import replayed
 from muster.engine.pool.ledger import Ledger
 from muster.engine.pool.ray_pool import RayPool, ray_pool
 from muster.engine.pool.worker import Outcome, Task, Worker
+from muster.errors import MusterError
 
 MODEL = {"w": np.zeros(1000)}
 
@@ -127,5 +128,28 @@ def test_a_unit_that_kills_its_workers_is_named_and_not_retried_for_ever(
             workers=2,
         ) as ray,
         pytest.raises(BelowQuorum, match="1 of 6 units were set aside after 5 attempts each: 2"),
+    ):
+        list(ray.versions())
+
+
+class Unloadable:
+    """Work that no other process can load."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return __import__, ("no_such_module_anywhere",)
+
+
+def test_workers_that_cannot_start_end_the_pool_with_the_reason(session: object, tmp_path: Path) -> None:
+    with (
+        ray_pool(
+            session,  # type: ignore[arg-type]
+            lambda told, merged: coordinator(tmp_path, 1, told, merged),
+            Unloadable(),  # type: ignore[arg-type]
+            workers=2,
+        ) as ray,
+        pytest.raises(
+            MusterError,
+            match=r"10 workers have died one after the other without a result; .*no_such_module_anywhere",
+        ),
     ):
         list(ray.versions())

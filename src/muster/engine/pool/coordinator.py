@@ -174,6 +174,12 @@ class Coordinator:
             return self._version
 
     @property
+    def accepted(self) -> int:
+        """How many results have been accepted."""
+        with self._changed:
+            return self._taken
+
+    @property
     def over(self) -> bool:
         """Whether everything is done, or nothing can be any more."""
         with self._changed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,6 +25,7 @@ Build = Callable[[Told, Callable[[Version], None]], Coordinator]
 """Opens the coordinator, given what hears of events and of new versions."""
 
 _CALLS_AT_ONCE: Final = 32
+_LOSSES: Final = 10  # of workers, with no result accepted in between, after which no more are started
 _RESTART_S: Final = 60.0  # a process that is started again should be back by then
 
 
@@ -83,12 +85,14 @@ class News:
     Arguments:
         events: (kind, who, detail) of each.
         versions: of the model, in order.
+        accepted: results so far.
         over: whether all is done.
         failure: why nothing will be done any more.
     """
 
     events: list[tuple[str, str, str]]
     versions: list[Version]
+    accepted: int
     over: bool
     failure: MusterError | None
 
@@ -97,6 +101,12 @@ def _loaded(packed: bytes, path: list[str]) -> Any:
     """What was packed where modules are found along another path, too."""
     sys.path.extend(entry for entry in path if entry not in sys.path)
     return cloudpickle.loads(packed)
+
+
+def _cause(error: Exception) -> str:
+    """The last line of what Ray says, where the cause is; the first ones are where it was noticed."""
+    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines()]
+    return [line for line in lines if line.strip("^~ ")][-1][:300]
 
 
 class _Coordinating:
@@ -146,7 +156,7 @@ class _Coordinating:
             over, failure = True, error
         events, versions = self._events[:], self._versions[:]
         del self._events[: len(events)], self._versions[: len(versions)]
-        return News(events, versions, over, failure)
+        return News(events, versions, self._pool.accepted, over, failure)
 
     def version(self) -> Version:
         return self._pool.version
@@ -207,6 +217,7 @@ class RayPool:
         )
         self._work = self._ray.put(cloudpickle.dumps(work))
         self._started, self._seen = 0, -1
+        self._accepted, self._losses = 0, 0
         self.workers: dict[str, Any] = {}
         self._runs: dict[Any, str] = {}
         for _ in range(workers):
@@ -216,11 +227,13 @@ class RayPool:
         """The model's versions as they come, until all is done.
 
         Raises:
-            MusterError: the pool could not go on; says why.
+            MusterError: the pool could not go on, or no worker lives long enough; says why.
             EngineLost: the coordinator's process could not be kept alive.
         """
         while True:
             news: News = self._asked("news")
+            if news.accepted > self._accepted:
+                self._accepted, self._losses = news.accepted, 0
             for event in news.events:
                 self._told(*event)
             for version in news.versions:
@@ -283,8 +296,13 @@ class RayPool:
         try:
             self._ray.get(run)
         except self._ray.exceptions.RayError as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = _cause(error)
             self._told("worker_lost", name, reason)
+            self._losses += 1
+            if self._losses >= _LOSSES:
+                raise MusterError(
+                    f"{self._losses} workers have died one after the other without a result; the last one, {name}: {reason}"
+                ) from error
             self._asked("worker_gone", name, "its process has died")
             self._start()
 
