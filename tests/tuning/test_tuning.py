@@ -183,18 +183,22 @@ def test_a_hopeless_challenger_is_given_up_after_two_pairs_and_an_early_lead_is_
     assert len(seen) == 2
     assert not found.won
     answers = iter([True, True, False])
-    found = duel(measuring(10, 10)[0], measuring(20, 20)[0], pairs=5, time_left=lambda: next(answers))
+    found = duel(measuring(10, 10)[0], measuring(19, 19)[0], pairs=5, time_left=lambda: next(answers))
     assert found is not None
-    assert found.ratio.low == 2
+    assert found.ratio.low == 1.9
     assert not found.won
     assert duel(measuring()[0], measuring()[0], pairs=5, time_left=lambda: False) is None
 
 
-def test_what_is_a_quarter_faster_three_times_needs_no_further_pairs() -> None:
+def test_what_is_far_faster_needs_no_further_pairs() -> None:
     champion, seen = measuring(*[10] * 7)
     found = duel(champion, measuring(13, 12.5, 20, *[13] * 4)[0], pairs=7)
     assert found is not None
     assert (len(seen), found.ratio.count, found.won) == (3, 3, True)
+    champion, seen = measuring(*[10] * 7)
+    found = duel(champion, measuring(20, 40, 13)[0], pairs=7)
+    assert found is not None
+    assert (len(seen), found.ratio.count, found.won) == (2, 2, True)
     champion, seen = measuring(*[10] * 7)
     found = duel(champion, measuring(13, 12.4, 20, *[13] * 4)[0], pairs=7)
     assert found is not None

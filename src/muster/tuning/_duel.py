@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -13,8 +14,7 @@ from muster.tuning._measured import StepTimes
 _FUTILE_AFTER: Final = 2
 
 #: After so many pairs that all show at least such a ratio, it has won: no repetition would change that.
-_EVIDENT_AFTER: Final = 3
-_EVIDENT: Final = 1.25
+_EVIDENT: Final = {2: 2.0, 3: 1.25}
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ def duel(
 ) -> Duel | None:
     """Runs both in turn, in alternating order, and compares their samples per second.
 
-    It ends early, without a win, when the first two pairs speak against the challenger, and with one when the first three
-    all show it a quarter faster. It is not ended by any smaller lead: looking often until something wins finds winners
-    that are none.
+    It ends early, without a win, when the first two pairs speak against the challenger, and with one when the first two both
+    show it twice as fast or the first three a quarter faster. It is not ended by any smaller lead: looking often until
+    something wins finds winners that are none.
 
     Arguments:
         champion, challenger: measure once.
@@ -75,7 +75,7 @@ def duel(
         ratios.append(mine[-1].samples_per_s / theirs[-1].samples_per_s)
         if len(ratios) == _FUTILE_AFTER < pairs and max(ratios) < 1:
             break
-        evident = len(ratios) >= _EVIDENT_AFTER and min(ratios) >= _EVIDENT
+        evident = min(ratios) >= _EVIDENT.get(len(ratios), math.inf)
         if evident:
             break
     if not ratios:
