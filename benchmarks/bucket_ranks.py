@@ -131,7 +131,8 @@ def _net() -> Any:
 def _trained(
     context: Any, asked: argparse.Namespace, replica: Any, local: bool = False
 ) -> Callable[[], dict[str, float]]:
-    """One step: seconds of the forward pass, of forward and backward pass with the exchange, and of the optimizer."""
+    """One step: seconds of the forward pass, of forward and backward pass with the exchange, of what the latter waits for the
+    exchange after its last gradient, and of the optimizer."""
     import contextlib
 
     import torch
@@ -140,6 +141,14 @@ def _trained(
     generator = torch.Generator().manual_seed(context.rank)
     low = torch.rand(asked.batch, 3, asked.patch, asked.patch, generator=generator)
     high = torch.rand(asked.batch, 3, 2 * asked.patch, 2 * asked.patch, generator=generator)
+    computed = 0.0
+
+    def ready(_: object) -> None:
+        nonlocal computed
+        computed = time.perf_counter()
+
+    for parameter in replica.parameters():
+        parameter.register_post_accumulate_grad_hook(ready)
 
     def step() -> dict[str, float]:
         with replica.no_sync() if local else contextlib.nullcontext():
@@ -148,9 +157,15 @@ def _trained(
             forward = time.perf_counter() - begin
             loss.backward()
             passed = time.perf_counter() - begin
+            waited = begin + passed - computed
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)
-        return {"forward": forward, "step": passed, "optimizer": time.perf_counter() - begin - passed}
+        return {
+            "forward": forward,
+            "step": passed,
+            "waited": waited,
+            "optimizer": time.perf_counter() - begin - passed,
+        }
 
     return step
 
