@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -75,9 +76,10 @@ def embedded(cpus: int, folder: Path, mark: dict[str, str]) -> Iterator[Session]
 
     Raises:
         EngineLost: Ray could not start.
-        RefusedInput: this machine's loopback interface is down.
+        RefusedInput: this machine's loopback interface is down, or Ray runs in this process already.
     """
     _check_loopback()
+    _check_alone()
     home = os.environ.get("HOME", "/")
     private = folder / "home"
     private.mkdir(parents=True, exist_ok=True)
@@ -147,6 +149,19 @@ def _environment(ours: dict[str, str]) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+def _check_alone() -> None:
+    """Refuses a second engine: a process has one connection to Ray.
+
+    Raises:
+        RefusedInput: there is one.
+    """
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        raise RefusedInput(
+            "this process has an engine already, and Ray allows one; use that one, or start the other in a process of its own"
+        )
 
 
 def _check_loopback() -> None:

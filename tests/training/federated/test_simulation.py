@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 import muster
+from muster import gang
 from muster.engine.pool.coordinator import BelowQuorum
 from muster.errors import DataError, RefusedInput
 from muster.federated import LocalTraining, simulate
@@ -204,18 +205,32 @@ def test_a_simulation_that_is_killed_goes_on_to_the_same_bits(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("rule", ["fedavg", "scaffold"])
-def test_workers_in_processes_of_their_own_come_to_the_same_bits(rule: str, tmp_path: Path) -> None:
+def test_workers_in_processes_of_their_own_come_to_the_same_bits(
+    rule: str, tmp_path: Path, ray_engine: gang.Engine
+) -> None:
     _, _, parties = regression(4, 200)
     options: dict[str, Any] = {"rounds": 3, "local": LocalTraining(batch=8), "seed": 5}
     rows = {"evaluate": lambda model: {"norm": float(model.weight.detach().norm())}}
     here = simulate(linear, parties, rule, **options, **rows)
-    there = simulate(linear, parties, rule, **options, **rows, workers=2, folder=tmp_path)
+    there = simulate(linear, parties, rule, **options, **rows, workers=2, engine=ray_engine, folder=tmp_path)
     for name, array in here.weights.items():
         np.testing.assert_array_equal(there.weights[name], array)
     assert here.history == there.history
     assert [row["round"] for row in here.history] == [0, 1, 2, 3]
     again = simulate(linear, parties, rule, **options, **rows, folder=tmp_path)
     assert again.history == here.history
+
+
+def test_an_engine_without_ray_has_no_workers(local_engine: gang.Engine) -> None:
+    _, _, parties = regression(2, 20)
+    with pytest.raises(RefusedInput, match="engine: found a local one"):
+        simulate(linear, parties, workers=2, engine=local_engine)
+
+
+def test_a_second_engine_in_a_process_is_refused(ray_engine: gang.Engine) -> None:
+    _, _, parties = regression(2, 20)
+    with pytest.raises(RefusedInput, match="has an engine already"):
+        simulate(linear, parties, workers=2)
 
 
 def test_a_folder_goes_on_only_as_it_was_begun(tmp_path: Path) -> None:

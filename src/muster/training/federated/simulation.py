@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from muster.engine import hardware
+from muster.engine import gang, hardware
 from muster.engine.pool.coordinator import Coordinator, Rules
 from muster.engine.pool.course import Version
 from muster.engine.pool.updates import Arrays
@@ -128,6 +128,7 @@ def simulate(
     quorum: float = 1.0,
     seed: int = 0,
     workers: int = 0,
+    engine: gang.Engine | None = None,
     evaluate: Evaluate | None = None,
     folder: str | Path | None = None,
     told: Callable[[str, str, str], None] = lambda kind, who, detail: None,
@@ -146,7 +147,8 @@ def simulate(
         fraction: of the parties that take part in a round.
         quorum: the share of a round's parties whose updates must come.
         seed: of the draw of parties, of the order of their samples and of what the model draws.
-        workers: processes that parties are trained in, on an engine of their own; 0: in this one.
+        workers: processes that parties are trained in; 0: in this one.
+        engine: a started engine for them; by default one of their own, on this machine.
         evaluate: is given the model, in evaluation mode, before the first round and after every round.
         folder: keeps the ledger and all updates, so that a simulation that was killed goes on; None: nothing is kept.
         told: is called with (kind, who, detail) of what happens.
@@ -158,6 +160,10 @@ def simulate(
     how, chosen = local or LocalTraining(), get(rule) if isinstance(rule, str) else rule
     members = [Party(data) for data in parties]
     _check(chosen, members, rounds, fraction, quorum, workers)
+    if engine is not None and engine.session is None:
+        raise RefusedInput(
+            f"engine: found a {engine.kind} one; workers need Ray: give an embedded one or a cluster's"
+        )
     model = model_fn()
     first = weights_of(model)
     record = None if folder is None else Path(folder) / "history.jsonl"
@@ -207,27 +213,27 @@ def simulate(
             Worker(pool, "in process", work).run()
             final = pool.wait(0)
         else:
-            final = _on_engine(opened, work, workers, on_event, on_version)
+            final = _on_engine(engine, opened, work, workers, on_event, on_version)
     load_weights(model, final.model)
     model.eval()
     return Simulated(model, history, short)
 
 
 def _on_engine(
+    engine: gang.Engine | None,
     opened: Callable[..., Coordinator],
     work: PartyWork,
     workers: int,
     told: Callable[[str, str, str], None],
     on_version: Callable[[Version], None],
 ) -> Version:
-    """Has the parties trained by workers on an embedded engine."""
-    from muster.engine import gang
+    """Has the parties trained by workers on an engine."""
     from muster.engine.pool.ray_pool import ray_pool
 
     threads = max(1, hardware.cores() // workers)
     with ExitStack() as stack:
-        session = stack.enter_context(gang.engine("embedded")).session
-        assert session is not None  # an embedded engine has one
+        session = (engine or stack.enter_context(gang.engine("embedded"))).session
+        assert session is not None  # `_check` has refused the others
         pool = stack.enter_context(
             ray_pool(
                 session,
