@@ -37,6 +37,7 @@ from printed_results import print_heading, print_table
 from shaped_link import shaped, why_not
 
 from muster import run
+from muster.engine.run_folder import RunFolder
 from muster.pillars.comm.layout import capped_layout, cost_by_bytes, plan_layout
 from muster.pillars.comm.link import Link
 from muster.pillars.comm.predict import predict_step
@@ -80,8 +81,8 @@ def write_job(
     return path
 
 
-def train(folder: Path, data: Path, minutes: float) -> None:
-    """Trains for so long, as fast as a short trial says it goes, and measures on Set5."""
+def train(folder: Path, data: Path, minutes: float) -> RunFolder:
+    """Trains for so long, as fast as a short trial says it goes."""
     how = (
         "  steps: {steps}\n  precision: bf16\n  channels_last: true\n  ema_decay: 0.999\n  checkpoint_every: 2m\n"
         "  optimizer: {{name: adam, lr: 4e-4}}\n  schedule: {{kind: halve, every: {every}, warmup: {warmup}}}\n"
@@ -93,15 +94,20 @@ def train(folder: Path, data: Path, minutes: float) -> None:
     trial = run(trial_job(first, name="edsr-pace", steps=30), progress=False).folder
     steps = int(60 * minutes / step_times(counted(trial)[0]).step_s)
     text = how.format(steps=steps, every=-(-steps // 6), warmup=min(100, steps // 10))
-    found = run(load_job(write_job(folder, data, "edsr", **settings, how=text))).folder
+    return run(load_job(write_job(folder, data, "edsr", **settings, how=text))).folder
+
+
+def measure(found: RunFolder, data: Path) -> None:
+    """A trained run on Set5, beside the untrained model, bicubic and what was published."""
     rows = found.table("steps")
     trained_s = float(np.sum(rows.filter(rows.column("rank").to_numpy() == 0).column("wall").to_numpy()))
+    how = load_job(found.path / "job.yaml", environ={}).how
     items = set5.load_set5(data, 2)
     torch.manual_seed(0)
     tables = {
         "bicubic": None,
         "step 0": set5.measure(EDSR("edsr-baseline", 2), items),
-        f"{steps} steps, {trained_s / 60:.0f} min": set5.measure(load_model(found.path), items),
+        f"{how.steps} steps, {trained_s / 60:.0f} min": set5.measure(load_model(found.path), items),
     }
     trained = list(tables.values())[-1]
     assert trained is not None
@@ -113,7 +119,7 @@ def train(folder: Path, data: Path, minutes: float) -> None:
         lines.append([name, *(f"{value:.2f}" for value in column), f"{np.mean(column):.2f}"])
     lines += [[name, *[""] * len(items), value] for name, value in set5.PUBLISHED_X2.items()]
     print_table("PSNR on Y of Set5 ×2, dB", ["", *(item.name for item in items), "mean"], lines)
-    print(f"  {steps * settings['batch']:,} patches of 32×32 (low resolution), run folder {found.path}\n")
+    print(f"  {how.steps * how.batch:,} patches, {how.ranks} ranks, {how.precision}\n")
 
 
 def study(folder: Path, data: Path, budget: str) -> None:
@@ -223,6 +229,7 @@ def main() -> int:
     parser.add_argument("--data", required=True, type=Path, help="folder that holds superres/")
     parser.add_argument("--parts", nargs="*", default=["train", "study", "predict"])
     parser.add_argument("--minutes", type=float, default=60.0, help="of training")
+    parser.add_argument("--run", type=Path, help="a run that was trained before: it is only measured")
     parser.add_argument("--budget", default="12m", help="of muster tune")
     parser.add_argument("--folder", type=Path, help="for run folders; a temporary one by default")
     arguments = parser.parse_args()
@@ -234,7 +241,9 @@ def main() -> int:
         folder = (arguments.folder or Path(temporary)).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         if "train" in arguments.parts:
-            train(folder, arguments.data.absolute(), arguments.minutes)
+            data = arguments.data.absolute()
+            trained = RunFolder(arguments.run) if arguments.run else train(folder, data, arguments.minutes)
+            measure(trained, data)
         if "study" in arguments.parts:
             study(folder, arguments.data.absolute(), arguments.budget)
         if "predict" in arguments.parts:
