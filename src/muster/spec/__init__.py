@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from muster.spec.gang_how import GangHow, Optimizer, Schedule
 from muster.spec.job import Job
+from muster.spec.pool_how import PoolHow
 from muster.spec.section import Section, refuse
 from muster.spec.shape import How
 from muster.spec.values import Duration, Interval, Size
@@ -48,6 +49,7 @@ __all__ = [
     "Interval",
     "Job",
     "Optimizer",
+    "PoolHow",
     "Schedule",
     "Section",
     "Size",

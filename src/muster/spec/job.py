@@ -7,14 +7,15 @@ from typing import Any, Final, TypeAlias
 from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
 
 from muster.spec.gang_how import GangHow
+from muster.spec.pool_how import PoolHow
 from muster.spec.section import Section, refuse
 from muster.spec.shape import How
 from muster.spec.what import What
 from muster.spec.where import Where
 
 #: All shapes of parallel work, told apart by their ``shape``; a new one joins this union and the table below.
-AnyHow: TypeAlias = GangHow
-SHAPES: Final[dict[str, type[How]]] = {"gang": GangHow}
+AnyHow: TypeAlias = GangHow | PoolHow
+SHAPES: Final[dict[str, type[How]]] = {"gang": GangHow, "pool": PoolHow}
 
 NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
@@ -52,6 +53,9 @@ class Job(Section):
         how = info.data.get("how")
         if how is None:  # refused already
             return where
+        if isinstance(how, PoolHow):
+            _suits_a_pool(where, how)
+            return where
         if where.min_ranks is not None and where.min_ranks > how.ranks:
             raise refuse(
                 f"found {where.min_ranks}, more than how.ranks ({how.ranks})",
@@ -72,3 +76,29 @@ class Job(Section):
             )
         bounds = {"min_ranks": where.min_ranks or how.ranks, "max_ranks": where.max_ranks or how.ranks}
         return where.model_copy(update=bounds)
+
+
+def _suits_a_pool(where: Where, how: PoolHow) -> None:
+    for key in ("min_ranks", "max_ranks"):
+        if getattr(where, key) is not None:
+            raise refuse(
+                "a pool has workers, which come and go, and no ranks",
+                mend="remove the key; how.workers says how many",
+                key=key,
+            )
+    if where.device == "cuda":
+        raise refuse("the workers of a pool train on the CPU", mend="set device: cpu or auto", key="device")
+    if where.engine == "cluster":
+        raise refuse("found 'cluster'", mend="expected embedded or local: the workers of a pool share a machine", key="engine")
+    if where.engine == "local" and how.workers > 1:
+        raise refuse(
+            f"a pool without an engine has one worker, in the process that you start, and how.workers is {how.workers}",
+            mend="set how.workers to 1, or engine: embedded",
+            key="engine",
+        )
+    if where.engine == "local" and (how.chaos.kill_every is not None or how.chaos.extra):
+        raise refuse(
+            "the only worker is the process that you start, which chaos can neither kill nor replace",
+            mend="set engine: embedded, or remove kill_every and extra from how.chaos",
+            key="engine",
+        )

@@ -118,6 +118,7 @@ class EASGD(MergeRule):
 
     name: ClassVar[str] = "easgd"
     arrival: ClassVar[Arrival] = "each"
+    keeps: ClassVar[Literal["", "worker", "party"]] = "worker"
     alpha: float = 0.1
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -27,6 +27,7 @@ class FedPer(FedAvg):
     """
 
     name: ClassVar[str] = "fedper"
+    keeps: ClassVar[Literal["", "worker", "party"]] = "party"
     personal: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -84,6 +85,7 @@ class Ditto(FedAvg):
     """
 
     name: ClassVar[str] = "ditto"
+    keeps: ClassVar[Literal["", "worker", "party"]] = "party"
     strength: float = 0.1
 
     def personal(self, handed: Handed, own: State) -> Arrays:

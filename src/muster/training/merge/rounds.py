@@ -81,6 +81,7 @@ class Scaffold(MergeRule):
     """
 
     name: ClassVar[str] = "scaffold"
+    keeps: ClassVar[Literal["", "worker", "party"]] = "party"
     parties: int | None = None
     lr: float = 1.0
 
@@ -324,6 +325,7 @@ class FedPlus(MergeRule):
     """
 
     name: ClassVar[str] = "fed+"
+    keeps: ClassVar[Literal["", "worker", "party"]] = "party"
     mu: float = 0.1
     centre: Literal["mean", "median", "geometric-median"] = "mean"
 

@@ -78,12 +78,15 @@ class MergeRule(ABC):
         arrival: when it merges.
         robust: whether it withstands some updates that are not what they should be.
         wants_loss: whether an update must tell the loss of the model that was handed out.
+        keeps: who keeps something from one training to the next: nobody, the ``worker`` (what is lost with it is begun anew),
+            or the ``party``, for which alone the rule makes sense.
     """
 
     name: ClassVar[str]
     arrival: ClassVar[Arrival] = "round"
     robust: ClassVar[bool] = False
     wants_loss: ClassVar[bool] = False
+    keeps: ClassVar[Literal["", "worker", "party"]] = ""
 
     # ---- the coordinator's side -------------------------------------------------------------------------------------
 
