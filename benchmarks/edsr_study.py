@@ -45,6 +45,7 @@ from muster.pillars.comm.step_profile import StepProfile
 from muster.spec import load_job
 from muster.tuning._measured import counted, step_times
 from muster.tuning._trial import trial_job
+from muster.tuning._verdict import has_fast_bf16
 from muster.vision import EDSR, load_model
 
 RATE = "400mbit"
@@ -83,11 +84,13 @@ def write_job(
 
 def train(folder: Path, data: Path, minutes: float) -> RunFolder:
     """Trains for so long, as fast as a short trial says it goes."""
+    precision = "bf16" if has_fast_bf16() else "fp32"
     how = (
-        "  steps: {steps}\n  precision: bf16\n  channels_last: true\n  ema_decay: 0.999\n  checkpoint_every: 2m\n"
+        f"  precision: {precision}\n"
+        "  steps: {steps}\n  channels_last: true\n  ema_decay: 0.999\n  checkpoint_every: 2m\n"
         "  optimizer: {{name: adam, lr: 4e-4}}\n  schedule: {{kind: halve, every: {every}, warmup: {warmup}}}\n"
     )
-    settings: dict[str, Any] = {"patch": 64, "batch": 16}
+    settings: dict[str, Any] = {"patch": 48, "batch": 16}
     first = load_job(
         write_job(folder, data, "edsr", **settings, how=how.format(steps=1000, every=250, warmup=10))
     )
