@@ -69,16 +69,31 @@ class Application(ABC):
 
         Randomness drawn from torch, NumPy's global generator or ``random`` inside ``__getitem__`` is
         a function of (seed, epoch, index) alone: the loop seeds all three before each sample.
+
+        A data set may have ``labels``, a NumPy array of integers of shape ``(samples,)``: the class of every sample, without
+        reading one. Shares of parties by class (`muster.federated.dirichlet`) are made from it.
         """
 
     @abstractmethod
     def loss(self, model: torch.nn.Module, batch: Any) -> torch.Tensor:
         """The mean loss over the samples of ``batch`` (a collated batch on the model's device), a scalar."""
 
+    def labels(self, data: Dataset[Any]) -> Sequence[int] | None:
+        """The class of each training sample in their order, by which parties are dealt uneven data; None: there are none.
+
+        By default what the data set has as ``labels`` or, as in torchvision, ``targets``.
+
+        Arguments:
+            data: what `training_data` has returned.
+        """
+        found: Sequence[int] | None = getattr(data, "labels", None)
+        return getattr(data, "targets", None) if found is None else found
+
     def evaluation_data(self) -> Sequence[Any]:
         """The held-out items; the ranks share them out and count each exactly once.
 
-        An item that has a ``name`` is called by it in the records, others by their index.
+        An item that has a ``name`` is called by it in the records, others by their index. One that has ``samples``, such
+        as a batch of them, counts as that many in the mean.
         """
         return ()
 

@@ -18,18 +18,25 @@ class Evaluation:
 
     Arguments:
         items: for each item in order, its qualities by name.
+        samples: how much each item counts.
     """
 
     items: Sequence[dict[str, float]]
+    samples: Sequence[int]
 
     def means(self) -> dict[str, float]:
-        """Mean of each quality over the items that have it, summed in the items' order."""
-        names = dict.fromkeys(name for item in self.items for name in item)
-        return {
-            name: math.fsum(values) / len(values)
-            for name in names
-            if (values := [item[name] for item in self.items if name in item])
-        }
+        """Mean of each quality over the items that have it, weighed by their samples, summed in the items' order."""
+        means = {}
+        for name in dict.fromkeys(name for item in self.items for name in item):
+            having = [
+                (item[name], count)
+                for item, count in zip(self.items, self.samples, strict=True)
+                if name in item
+            ]
+            means[name] = math.fsum(value * count for value, count in having) / sum(
+                count for _, count in having
+            )
+        return means
 
 
 def evaluate_exact(
@@ -52,7 +59,8 @@ def evaluate_exact(
 
     Arguments:
         model: on this rank, with the same weights and buffers on all; in evaluation mode for the while.
-        items: any sequence, also one shorter than the number of ranks, or empty; the same on all ranks.
+        items: any sequence, also one shorter than the number of ranks, or empty; the same on all ranks. One that has
+            ``samples`` counts as that many.
         evaluate: gives the qualities of one item, by name; called without gradients.
         group: the ranks that share the items and all call this; None: the default group, or this process alone where
             torch.distributed has not been initialised.
@@ -82,4 +90,6 @@ def evaluate_exact(
         with gathering or nullcontext():
             dist.all_gather_object(gathered, mine, group=group)
     by_index = dict(pair for share in gathered for pair in share)
-    return Evaluation([by_index[index] for index in range(len(items))])
+    return Evaluation(
+        [by_index[index] for index in range(len(items))], [getattr(item, "samples", 1) for item in items]
+    )

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from muster.apps.vision import photo_cache
+from muster.apps.vision.cache_folder import cache_root
 from muster.apps.vision.photo_cache import PhotoCache, content_key
 from muster.apps.vision.photographs import find_photographs, read_photograph
 from muster.apps.vision.resize import bicubic_downscale
@@ -143,7 +143,7 @@ def test_a_disk_that_takes_no_more_is_refused_with_the_mend(folder, tmp_path):
 
 def test_the_cache_follows_xdg_cache_home(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert photo_cache.cache_root() == tmp_path / "muster" / "photographs"
+    assert cache_root("photographs") == tmp_path / "muster" / "photographs"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert photo_cache.cache_root() == tmp_path / ".cache" / "muster" / "photographs"
+    assert cache_root("photographs") == tmp_path / ".cache" / "muster" / "photographs"

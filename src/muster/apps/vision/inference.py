@@ -1,20 +1,18 @@
-"""A trained EDSR applied to pixels: loading, 8 bits in and out, self-ensemble, the size of tiles."""
+"""A trained EDSR applied to pixels: 8 bits in and out, self-ensemble, the size of tiles."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError, safe_open
 
 from muster.apps.vision.edsr import EDSR
-from muster.engine.run_folder import RunFolder
+from muster.apps.vision.model_file import HasModel, read_model
 from muster.errors import DataError
 
 #: What ``app`` says in the header of `model.safetensors`.
@@ -22,13 +20,6 @@ APP: Final = "vision.superres"
 
 # The largest activation of a tile, unless the margin alone needs more.
 _ACTIVATION_BYTES: Final = 128 * 2**20
-
-
-class HasModel(Protocol):
-    """A run, in whatever form: it knows where its model is."""
-
-    @property
-    def model_path(self) -> Path: ...
 
 
 def load_model(path: str | os.PathLike[str] | HasModel) -> EDSR:
@@ -44,26 +35,7 @@ def load_model(path: str | os.PathLike[str] | HasModel) -> EDSR:
         RunNotFound: the folder is no run folder.
         DataError: no such file, or it is not a model that super-resolution wrote.
     """
-    if not isinstance(path, (str, os.PathLike)):
-        file = path.model_path
-    else:
-        file = RunFolder(path).model_path if Path(path).is_dir() else Path(path)
-    if not file.is_file():
-        raise DataError(
-            f"{file}: no such model; a run writes it when it is done (`muster ls` lists the runs)"
-        )
-    try:
-        with safe_open(file, framework="pt") as content:
-            header = content.metadata() or {}
-            weights = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise DataError(
-            f"{file}: it cannot be read as safetensors ({error}); export the model again"
-        ) from error
-    if header.get("app") != APP:
-        raise DataError(
-            f"{file}: written by {header.get('app', 'another program')!r}; want a model of {APP!r}"
-        )
+    file, header, weights = read_model(path, APP)
     try:
         model = EDSR(header["arch"], int(header["scale"]))
         model.load_state_dict(weights)

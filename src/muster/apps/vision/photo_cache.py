@@ -6,36 +6,32 @@ One folder for each distinct set of photographs, named by a BLAKE2b digest of th
     <key>/index.json     format, and the name, height, width and offset of every photograph
     <key>/hr.npy         uint8 [total], all photographs [height, width, 3] one after the other
     <key>/lr-x2.npy      the same at low resolution, of each photograph cropped to a multiple of the scale
-
-A folder or file is complete on disk under another name before it takes its own, so a kill leaves nothing
-half done, and processes that build the same set at once do the work twice but disturb nobody.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import json
 import os
-import shutil
 import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from muster.apps.vision.cache_folder import built, cache_root, flat_array, mapped, to_disk, writing
 from muster.apps.vision.photographs import read_photograph
 from muster.apps.vision.resize import bicubic_downscale, crop_to_multiple
 from muster.errors import DataError
 
 # Part of the key: raise it when decoding or the layout changes, and old folders are no longer looked at.
 _FORMAT: Final = 1
-_ABANDONED_AFTER_S: Final = 24 * 3600
+_KIND: Final = "photographs"
+_WHAT: Final = "decoded photographs"
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,7 @@ class PhotoCache(Sequence[CachedPhotograph]):
     Arguments:
         paths: the file of each photograph by name.
         scale: how much smaller the low resolution is.
-        root: where the caches live; `cache_root()` by default.
+        root: where the caches live; below the user's cache by default.
 
     Raises:
         DataError: a photograph cannot be used (named), or the cache cannot be written.
@@ -75,21 +71,21 @@ class PhotoCache(Sequence[CachedPhotograph]):
 
     def __init__(self, paths: Mapping[str, Path], scale: int, root: Path | None = None) -> None:
         self.scale = scale
-        self.folder = (root or cache_root()) / content_key(paths)
+        self.folder = (root or cache_root(_KIND)) / content_key(paths)
         self._entries = _read_index(self.folder)
         if self._entries is None:
-            with _writing(self.folder):
+            with writing(self.folder, _WHAT):
                 _build(self.folder, paths)
             self._entries = _read_index(self.folder)
         low = self.folder / f"lr-x{scale}.npy"
         if not low.is_file():
-            with _writing(self.folder):
-                _build_low_resolution(low, _map(self.folder / "hr.npy"), self._index(), scale)
+            with writing(self.folder, _WHAT):
+                _build_low_resolution(low, mapped(self.folder / "hr.npy"), self._index(), scale)
         self._open()
 
     def _open(self) -> None:
         entries = self._index()
-        self._hr, self._lr = _map(self.folder / "hr.npy"), _map(self.folder / f"lr-x{self.scale}.npy")
+        self._hr, self._lr = mapped(self.folder / "hr.npy"), mapped(self.folder / f"lr-x{self.scale}.npy")
         sizes = [(e.height // self.scale) * (e.width // self.scale) * 3 for e in entries]
         self._low_offsets = [0, *itertools.accumulate(sizes)]
         total = sum(e.height * e.width * 3 for e in entries)
@@ -120,12 +116,6 @@ class PhotoCache(Sequence[CachedPhotograph]):
         return self._entries
 
 
-def cache_root() -> Path:
-    """``$XDG_CACHE_HOME/muster/photographs``, or below ``~/.cache``."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "muster" / "photographs"
-
-
 def content_key(paths: Mapping[str, Path]) -> str:
     """The digest of a set of photographs: 32 hexadecimal digits, from names and contents alone.
 
@@ -144,12 +134,9 @@ def content_key(paths: Mapping[str, Path]) -> str:
 
 
 def _build(folder: Path, paths: Mapping[str, Path]) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(folder.parent)
-    draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=folder.parent))
-    try:
+    with built(folder, witness="index.json") as draft:
         entries: list[_Entry] = []
-        with _flat_array(draft / "hr.npy") as file:
+        with flat_array(draft / "hr.npy") as file:
             offset = 0
             for name in sorted(paths):
                 pixels = read_photograph(paths[name])
@@ -158,22 +145,7 @@ def _build(folder: Path, paths: Mapping[str, Path]) -> None:
         index = {"format": _FORMAT, "photographs": [asdict(entry) for entry in entries]}
         with (draft / "index.json").open("w", encoding="utf-8") as text:
             json.dump(index, text)
-            _to_disk(text)
-        try:
-            draft.rename(folder)
-        except OSError:
-            if not (folder / "index.json").is_file():  # otherwise another process was quicker
-                raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def _remove_abandoned(root: Path) -> None:
-    """Removes what processes that were killed left behind; a live one finishes within a day."""
-    for draft in root.glob(".draft-*"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - draft.stat().st_mtime > _ABANDONED_AFTER_S:
-                shutil.rmtree(draft, ignore_errors=True)
+            to_disk(text)
 
 
 def _build_low_resolution(path: Path, hr: npt.NDArray[np.uint8], entries: list[_Entry], scale: int) -> None:
@@ -181,45 +153,13 @@ def _build_low_resolution(path: Path, hr: npt.NDArray[np.uint8], entries: list[_
     os.close(descriptor)
     draft = Path(name)
     try:
-        with _flat_array(draft) as file:
+        with flat_array(draft) as file:
             for entry in entries:
                 pixels = crop_to_multiple(_slice(hr, entry.offset, entry.height, entry.width), scale)
                 file.write(bicubic_downscale(pixels, scale).tobytes())
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _flat_array(path: Path) -> Iterator[IO[bytes]]:
-    """A new .npy file for uint8 [total], written as a stream; the header is corrected at the end.
-
-    Writing through a memory map instead would end a process with SIGBUS when the disk is full.
-    """
-    with path.open("wb") as file:
-        _write_header(file, 0)
-        start = file.tell()
-        yield file
-        total = file.tell() - start
-        file.seek(0)
-        _write_header(file, total)
-        if file.tell() != start:  # NumPy pads a header so that it has room for a longer first axis
-            raise AssertionError("NumPy wrote headers of two lengths")
-        _to_disk(file)
-
-
-def _write_header(file: IO[bytes], total: int) -> None:
-    header = {"descr": "|u1", "fortran_order": False, "shape": (total,)}
-    np.lib.format.write_array_header_1_0(file, header)
-
-
-def _to_disk(file: IO[bytes] | IO[str]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _map(path: Path) -> npt.NDArray[np.uint8]:
-    return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def _slice(flat: npt.NDArray[np.uint8], offset: int, height: int, width: int) -> npt.NDArray[np.uint8]:
@@ -232,14 +172,3 @@ def _read_index(folder: Path) -> list[_Entry] | None:
     except FileNotFoundError:
         return None
     return [_Entry(**entry) for entry in content["photographs"]]
-
-
-@contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            f"{folder}: the cache of decoded photographs cannot be written ({error.strerror or error}); "
-            "make room or set XDG_CACHE_HOME to a folder that can be written"
-        ) from error

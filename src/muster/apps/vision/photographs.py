@@ -8,6 +8,7 @@ are refused by name, because leaving one out silently would change what a run wa
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -65,7 +66,7 @@ def find_photographs(folder: Path) -> list[Path]:
     return sorted(paths, key=lambda path: path.relative_to(folder).as_posix())
 
 
-def inspect_photograph(path: Path, name: str | None = None) -> Photograph:
+def inspect_photograph(path: Path, name: str | None = None, content: bytes | None = None) -> Photograph:
     """Looks at a photograph without decoding it: what it is, its size, and whether the file is whole.
 
     Reads the file once: checksums of PNG chunks, the end marker of a JPEG, the length that a WebP states.
@@ -73,25 +74,27 @@ def inspect_photograph(path: Path, name: str | None = None) -> Photograph:
     Arguments:
         path: the file.
         name: how to call it; the file's name by default.
+        content: its bytes, where it is no file of its own but part of an archive; ``path`` only names it then.
 
     Raises:
         DataError: it cannot be used; names the file, says why and what would be right.
     """
-    with _opened(path) as image:
+    with _opened(path, content) as image:
         width, height = image.size
         complete = _COMPLETE.get(image.format or "")
         if complete is None:  # PNG: its chunks carry checksums
             image.verify()
-    if complete is not None and not complete(path.read_bytes()):
+    if complete is not None and not complete(path.read_bytes() if content is None else content):
         raise DataError(f"{path}: the file is truncated; copy it again or remove it")
     return Photograph(name or path.name, path, width, height)
 
 
-def read_photograph(path: Path) -> npt.NDArray[np.uint8]:
+def read_photograph(path: Path, content: bytes | None = None) -> npt.NDArray[np.uint8]:
     """Decodes a photograph.
 
     Arguments:
         path: a JPEG, PNG or WebP file.
+        content: as in `inspect_photograph`.
 
     Returns:
         uint8 [height, width, 3], RGB, upright.
@@ -101,7 +104,7 @@ def read_photograph(path: Path) -> npt.NDArray[np.uint8]:
     """
     from PIL import Image
 
-    with _opened(path) as image:
+    with _opened(path, content) as image:
         upright = upright_8bit(image)
         if upright.mode in ("RGBA", "LA"):
             white = Image.new("RGBA", upright.size, "white")
@@ -154,13 +157,13 @@ def open_photograph(path: Path, *, any_size: bool = False) -> Iterator[Image.Ima
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path, content: bytes | None = None) -> Iterator[Image.Image]:
     from PIL import Image
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_FORMATS) as image:
+            with Image.open(path if content is None else io.BytesIO(content), formats=_FORMATS) as image:
                 # MPO is what many telephones write as .jpg: a JPEG with another (depth, preview) behind it.
                 if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
                     raise DataError(f"{path}: it is animated; give a still picture")

@@ -21,7 +21,7 @@ SAMPLE_PHOTOS: Final = "sample-photos"
 
 @dataclass(frozen=True)
 class Sample:
-    """A photograph in an installed package.
+    """A photograph, or other data, in an installed package.
 
     Arguments:
         name: what it is called in metrics.
@@ -67,19 +67,28 @@ def sample_paths() -> dict[str, Path]:
         MissingExtra: a package is not installed.
         DataError: a package lacks a file or holds another version of it.
     """
-    return {sample.name: _verified(sample) for sample in SAMPLES}
+    return {sample.name: verified(sample, SAMPLE_PHOTOS) for sample in SAMPLES}
 
 
-def _verified(sample: Sample) -> Path:
+def verified(sample: Sample, data: str) -> Path:
+    """The file of a sample.
+
+    Arguments:
+        sample: which.
+        data: the name of the data set that it is part of.
+
+    Raises:
+        MissingExtra, DataError: as `sample_paths`.
+    """
     spec = importlib.util.find_spec(sample.module)
     if spec is None or not spec.submodule_search_locations:
-        raise MissingExtra(sample.package, "samples", f"the data set {SAMPLE_PHOTOS!r}")
+        raise MissingExtra(sample.package, "samples", f"the data set {data!r}")
     path = Path(spec.submodule_search_locations[0], sample.file)
     if not path.is_file():
         raise DataError(f"{path}: {sample.package} comes without it; {_MEND.format(sample.package)}")
     if hashlib.sha256(path.read_bytes()).hexdigest() != sample.sha256:
         raise DataError(
-            f"{path}: not the photograph that {SAMPLE_PHOTOS!r} means (its SHA-256 differs; a newer "
+            f"{path}: not the file that {data!r} means (its SHA-256 differs; a newer "
             f"{sample.package} may have changed it); {_MEND.format(sample.package)}"
         )
     return path

@@ -20,14 +20,8 @@ from rich.progress import Progress
 
 from muster.apps.vision.bicubic import bicubic_skip
 from muster.apps.vision.edsr import EDSR
-from muster.apps.vision.inference import (
-    HasModel,
-    default_tile,
-    load_model,
-    self_ensemble,
-    to_pixels,
-    to_tensor,
-)
+from muster.apps.vision.inference import default_tile, load_model, self_ensemble, to_pixels, to_tensor
+from muster.apps.vision.model_file import HasModel
 from muster.apps.vision.photographs import open_photograph, upright_8bit
 from muster.apps.vision.png_stream import PngStream
 from muster.apps.vision.tiling import enlarged_bands, tile_count
