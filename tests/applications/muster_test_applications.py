@@ -225,7 +225,7 @@ class Pictures(Application):
         return Folder(self.what.url, labels=False)
 
     def loss(self, model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
-        pictures = batch.to(torch.float32) / 255
+        pictures = batch.permute(0, 3, 1, 2).to(torch.float32) / 255
         return nn.functional.mse_loss(model(pictures), pictures.mean((2, 3)))
 
 
