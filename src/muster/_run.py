@@ -25,8 +25,8 @@ from muster.engine.processes import Warded, mark_of
 from muster.engine.run_folder import EventLog, RunFolder
 from muster.engine.trace import write_trace
 from muster.errors import EngineLost, JobError, MusterError, Preempted, RankFailed, RefusedInput, Stopped
-from muster.spec import Job, dump_job, load_application, load_job, located
-from muster.spec.preflight import preflight
+from muster.spec import Job, PoolHow, dump_job, load_application, load_job, located
+from muster.training.preflight import preflight
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -59,7 +59,7 @@ class Run:
         return self.folder.table("metrics")
 
     def table(self, name: str) -> pa.Table:
-        """A table of the run folder: `steps`, `collectives`, `spans`, `metrics` or `events`."""
+        """A table of the run folder: `steps`, `collectives`, `spans`, `leases`, `metrics` or `events`."""
         return self.folder.table(name)
 
     def report(self) -> Path:
@@ -108,7 +108,7 @@ def run(job: Job | str | os.PathLike[str], overrides: Sequence[str] = (), *, pro
         job.where.runs,
         job.name,
         app=job.what.app,
-        steps=job.how.steps,
+        steps=0 if isinstance(job.how, PoolHow) else job.how.steps,  # a pool's follow from its data
         job_yaml=dump_job(job),
         environment=hardware.environment(source),
     )
@@ -151,7 +151,8 @@ def _carry(folder: RunFolder, job: Job, *, progress: bool, again: bool = False) 
 
 def _attempts(folder: RunFolder, job: Job, warded: Warded) -> None:
     """Starts the engine, and again when it is lost, until the job has ended one way or the other."""
-    if job.where.engine == "local" and job.how.ranks == 1:
+    processes = job.how.workers if isinstance(job.how, PoolHow) else job.how.ranks
+    if job.where.engine == "local" and processes == 1:
         from muster.training.attempt import execute
 
         execute(folder, job, warded.folder, warded.mark)
@@ -259,7 +260,9 @@ def _close(folder: RunFolder, status: str, message: str) -> None:
     steps = folder.table("steps").column("step")
     records.close_tables(folder.tables)
     write_trace(folder)
-    reached = max(steps.to_pylist(), default=0)
+    reached = max(
+        steps.to_pylist(), default=folder.state()["step"]
+    )  # a pool has no table of steps, and says itself
     folder.update(status=status, message=message, step=reached)
     Run(folder).report()
 

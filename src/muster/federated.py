@@ -5,7 +5,7 @@ found = muster.federated.simulate(make_model, parties, rule="fedavg", rounds=50)
 """
 
 from muster.training.federated.local_training import LocalTraining
-from muster.training.federated.partition import dirichlet, even
+from muster.training.federated.partition import by_class, dirichlet, even
 from muster.training.federated.simulation import Simulated, simulate
 
-__all__ = ["LocalTraining", "Simulated", "dirichlet", "even", "simulate"]
+__all__ = ["LocalTraining", "Simulated", "by_class", "dirichlet", "even", "simulate"]

@@ -14,7 +14,7 @@ def command(job: JobPath, settings: Settings = None, json: AsJson = False) -> No
     """Validate a job file, its data and this machine; start nothing."""
     from muster.errors import RefusedInput
     from muster.spec import load_job, located
-    from muster.spec.preflight import preflight
+    from muster.training.preflight import preflight
 
     try:
         checked = load_job(job, settings or ())
@@ -29,11 +29,19 @@ def command(job: JobPath, settings: Settings = None, json: AsJson = False) -> No
         return
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    ranks = f"{checked.how.ranks} rank{'s' * (checked.how.ranks > 1)}"
-    print(
-        f"ok: {checked.name} ({checked.what.app}), {checked.how.steps} steps on {ranks}, "
-        f"engine {checked.where.engine}"
-    )
+    print(f"ok: {checked.name} ({checked.what.app}), {_extent(checked.how)}, engine {checked.where.engine}")
+
+
+def _extent(how: Any) -> str:
+    if how.shape == "gang":
+        return f"{how.steps} steps on {_counted(how.ranks, 'rank')}"
+    extent = _counted(how.epochs, "epoch") if how.epochs else _counted(how.rounds, "round")
+    parties = f" of {_counted(how.parties.count, 'part', 'ies', 'y')}" if how.parties else ""
+    return f"{extent}{parties} by {how.rule_name} on {_counted(how.workers, 'worker')}"
+
+
+def _counted(number: int, noun: str, many: str = "s", one: str = "") -> str:
+    return f"{number} {noun}{one if number == 1 else many}"
 
 
 def _refusal(error: Exception) -> dict[str, Any]:

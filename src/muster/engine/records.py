@@ -35,6 +35,10 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
         "attempt:i rank:i step:i kind:s group:s bucket:i bytes:i wire_bytes:i ready:f enter:f last_enter:f end:f"
     ),
     "spans": _schema("attempt:i rank:i step:i lane:s name:s start:f end:f"),
+    "leases": _schema(
+        "lease:s unit:i worker:s attempt:i base_version:i number:i start:f granted:f deadline:f ended:f outcome:s reason:s "
+        "wall:f io:f compute:f comm:f idle:f lost:f samples:i bytes_in:i bytes_out:i"
+    ),
     "metrics": _schema("attempt:i step:i time:f name:s value:f split:s item:s"),
     "events": _schema("attempt:i time:f kind:s who:s detail:s"),
 }

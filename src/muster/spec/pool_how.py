@@ -43,7 +43,9 @@ class Local(Section):
     def _momentum_belongs_to_sgd(self) -> Local:
         if self.optimizer != "sgd" and self.momentum:
             raise refuse(
-                f"{self.optimizer} has no momentum", mend="remove the key, or set optimizer: sgd", key="momentum"
+                f"{self.optimizer} has no momentum",
+                mend="remove the key, or set optimizer: sgd",
+                key="momentum",
             )
         return self
 
@@ -126,7 +128,7 @@ class Price(Section):
     currency: str = Field(default="USD", min_length=1, max_length=8)
     """Of all prices."""
 
-    classes: list[PriceClass] = []
+    classes: tuple[PriceClass, ...] = ()
     """Workers that cost something else, as a list of mappings with name, workers, per_hour and on_demand."""
 
 
@@ -149,7 +151,7 @@ class Chaos(Section):
     extra_every: Duration = Duration(5_000)
     """The time between two of them."""
 
-    slow: list[float] = []
+    slow: tuple[float, ...] = ()
     """Factors by which the first workers are slower: ``[5, 100]`` makes worker 0 five times and worker 1 a hundred times
     slower."""
 
@@ -162,7 +164,7 @@ class Chaos(Section):
 
     @field_validator("slow", mode="after")
     @classmethod
-    def _slower_not_faster(cls, slow: list[float]) -> list[float]:
+    def _slower_not_faster(cls, slow: tuple[float, ...]) -> tuple[float, ...]:
         for factor in slow:
             if not factor >= 1:
                 raise refuse(f"found {factor:g}", mend="expected factors of 1 or more", key="")

@@ -13,6 +13,7 @@ from muster.spec import machine
 from muster.spec.applications import load_application
 from muster.spec.job import Job
 from muster.spec.platforms import platform_check
+from muster.spec.pool_how import PoolHow
 
 _CONNECT_TIMEOUT_S: Final = 3.0
 
@@ -30,7 +31,11 @@ def preflight(job: Job) -> list[str]:
     """
     platform_check()
     _check_runs_folder(job.where.runs)
-    load_application(job.what.app)(job.what).check(job.how.batch)
+    application = load_application(job.what.app)(job.what)
+    if isinstance(job.how, PoolHow):
+        application.check(job.how.local.batch)
+        return _check_workers(job.how)
+    application.check(job.how.batch)
     if job.where.engine == "cluster":
         _check_address(job.where.address or "")
         return []  # its machines are known when the engine has joined it
@@ -84,6 +89,14 @@ def _check_gpus(job: Job) -> None:
             mend=f"expected at most {int(found / per_rank)} ranks, or fewer where.gpus_per_rank",
             key="how.ranks",
         )
+
+
+def _check_workers(how: PoolHow) -> list[str]:
+    workers, cores = how.workers, machine.cores()
+    if workers <= cores:
+        return []
+    paced = "" if how.pace is None else f", and may not keep up a pace of {how.pace:g} samples/s"
+    return [f"{workers} workers share {cores} core{'s' * (cores > 1)}{paced}"]
 
 
 def _check_cores_and_memory(job: Job) -> list[str]:

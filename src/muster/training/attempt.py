@@ -21,7 +21,7 @@ from muster.engine import gang, hardware
 from muster.engine.processes import MARK_VARIABLE
 from muster.engine.run_folder import RunFolder
 from muster.errors import EngineLost, MusterError, RankFailed
-from muster.spec import Job, load_job
+from muster.spec import Job, PoolHow, load_job
 
 _REASONS = {signal.SIGTERM: "preempted", signal.SIGINT: "stopped"}
 
@@ -29,7 +29,7 @@ _REASONS = {signal.SIGTERM: "preempted", signal.SIGINT: "stopped"}
 def execute(
     run: RunFolder, job: Job, folder: Path, mark: str, *, on_engine_lost: Callable[[str], None] | None = None
 ) -> None:
-    """Runs a job's gang on its engine until it is done.
+    """Runs a job's gang or pool on its engine until it is done.
 
     Arguments:
         run: the run folder, locked by this process or by its parent.
@@ -61,6 +61,9 @@ def _execute(
     stop_asked: Callable[[], str | None],
     on_engine_lost: Callable[[str], None] | None,
 ) -> None:
+    if isinstance(job.how, PoolHow):
+        _execute_pool(run, job, folder, mark, stop_asked, on_engine_lost)
+        return
     how, where = job.how, job.where
     device = _device(job)
     with (
@@ -98,6 +101,25 @@ def _execute(
         supervision.supervise(_train)
 
 
+def _execute_pool(
+    run: RunFolder,
+    job: Job,
+    folder: Path,
+    mark: str,
+    stop_asked: Callable[[], str | None],
+    on_engine_lost: Callable[[str], None] | None,
+) -> None:
+    from muster.training.pool.attempt import execute_pool
+
+    with (
+        gang.engine(job.where.engine, private=(mark, folder)) as engine,
+        contextlib.ExitStack() as closing,
+    ):
+        if on_engine_lost is not None:
+            closing.enter_context(_guarded(engine, on_engine_lost))
+        execute_pool(run, job, engine, stop_asked)
+
+
 @contextlib.contextmanager
 def _guarded(engine: gang.Engine, on_engine_lost: Callable[[str], None]) -> Iterator[None]:
     """Watches the engine's daemons from a thread until the context ends."""
@@ -126,6 +148,7 @@ def _train(context: gang.RankContext) -> int:
 
 def _device(job: Job) -> str:
     """`cuda` where it is asked for, or where every rank of this machine can have a GPU."""
+    assert not isinstance(job.how, PoolHow)
     if job.where.device != "auto":
         return job.where.device
     enough = 0 < job.how.ranks <= hardware.nvidia_gpus()

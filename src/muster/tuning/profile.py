@@ -12,7 +12,7 @@ from muster.errors import RefusedInput
 from muster.pillars.compute.roofline import Placement
 from muster.pillars.compute.roofline_record import RooflineRecord
 from muster.spec import Job, load_job, located
-from muster.spec.preflight import preflight
+from muster.training.preflight import preflight, refuse_pool
 from muster.tuning._exposure import Columns
 from muster.tuning._measured import StepTimes, counted, step_times
 from muster.tuning._probes import Probed, probe
@@ -119,6 +119,8 @@ def profile(
     if steps < 2:
         raise RefusedInput(f"--steps: found {steps}; expected at least 2 steps to measure")
     job = load_job(path, settings)
+    with located(path, settings):
+        refuse_pool(job, "profile")
     with located(path, settings):
         preflight(job)
         trial = trial_job(job, name=f"{job.name[:56]}-profile", steps=steps)

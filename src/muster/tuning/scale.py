@@ -21,7 +21,7 @@ from muster.engine.run_folder import RunFolder
 from muster.errors import RefusedInput, RunLocked
 from muster.spec import Job, load_job, located
 from muster.spec.machine import cores
-from muster.spec.preflight import preflight
+from muster.training.preflight import preflight, refuse_pool
 from muster.tuning._measured import StepTimes, counted, step_times
 from muster.tuning._scaling import Scaling, scaling
 from muster.tuning._trial import trial_job
@@ -97,6 +97,8 @@ def plan(
         RefusedInput: the job, this machine or an argument does not allow the study.
     """
     job = load_job(path, settings)
+    with located(path, settings):
+        refuse_pool(job, "scale")
     _check_arguments(ranks, steps, repeats)
     ranks = tuple(sorted(ranks))
     threads = job.where.threads_per_rank

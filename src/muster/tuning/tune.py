@@ -20,8 +20,8 @@ from typing import Any, Final, Literal
 from muster.engine.run_folder import RunFolder
 from muster.errors import MusterError, Preempted, RefusedInput, Stopped
 from muster.spec import Job, load_job, located
-from muster.spec.preflight import preflight
 from muster.spec.writing import flow
+from muster.training.preflight import preflight, refuse_pool
 from muster.tuning._duel import Duel, duel
 from muster.tuning._intervals import Interval
 from muster.tuning._levers import LEVERS, Lever, Proposal, proposals
@@ -162,6 +162,8 @@ def tune(
         if value < least:
             raise RefusedInput(f"{name}: found {value}; expected at least {least}")
     job = load_job(path, settings)
+    with located(path, settings):
+        refuse_pool(job, "tune")
     output = output or Path(path).with_suffix(".tuned.yaml")
     if not output.parent.is_dir():
         raise RefusedInput(f"-o: there is no folder {output.parent}; name a file in one that exists")

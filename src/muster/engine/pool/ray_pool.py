@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
 import cloudpickle
 
+from muster.engine.pool.chaos import Disturbance, Reaper
 from muster.engine.pool.coordinator import Coordinator
 from muster.engine.pool.course import Version
 from muster.engine.pool.seat import Handing, Offer, Over, Pause
@@ -112,11 +115,16 @@ def _cause(error: Exception) -> str:
 class _Coordinating:
     """The actor of the coordinator. Ray starts it again when its process dies; it goes on from its folder."""
 
-    def __init__(self, build: bytes, path: list[str]) -> None:
+    def __init__(self, build: bytes, path: list[str], every: int) -> None:
         self._events: list[tuple[str, str, str]] = []
         self._versions: list[Version] = []
+        self._every = every
         opened: Build = _loaded(build, path)
-        self._pool = opened(lambda *event: self._events.append(event), self._versions.append)
+        self._pool = opened(lambda *event: self._events.append(event), self._new)
+
+    def _new(self, version: Version) -> None:
+        if version.number % self._every == 0:
+            self._versions.append(version)
 
     def hello(self, worker: str, about: dict[str, Any]) -> None:
         self._pool.hello(worker, about)
@@ -169,22 +177,34 @@ class _Coordinating:
 
 
 class _Working:
-    """The actor of a worker."""
+    """The actor of a worker. Its calls run in its main thread, one after the other: only there a signal is heard."""
 
     def __init__(
-        self, coordinator: Any, work: bytes, path: list[str], name: str, threads: int, home: str
+        self, coordinator: Any, work: bytes, path: list[str], name: str, slot: int, threads: int, home: str
     ) -> None:
         import torch
 
         os.environ["HOME"] = home  # the embedded engine has a private one
         torch.set_num_threads(threads)
-        self._worker = Worker(RaySeat(coordinator), name, _loaded(work, path))
+        stop = threading.Event()
+        signal.signal(signal.SIGTERM, lambda *_: stop.set())  # notice: hand in what there is, or give it back
+        self._worker = Worker(RaySeat(coordinator), name, _loaded(work, path), stop=stop, slot=slot)
 
     def run(self) -> str:
         return self._worker.run()
 
     def pid(self) -> int:
         return os.getpid()
+
+
+@dataclass
+class _Member:
+    """A worker as its pool keeps it in mind."""
+
+    slot: int
+    generation: int
+    actor: Any
+    pid: int | None = None
 
 
 class RayPool:
@@ -197,6 +217,9 @@ class RayPool:
         workers: how many.
         threads: kernel threads of each.
         told: is called with (kind, who, detail) of what happens.
+        every: of the model's versions only each so many-th is wanted here, and the last.
+        disturbance: what is done to the workers.
+        known: names that workers had before, so that no two are called the same.
     """
 
     def __init__(
@@ -208,20 +231,36 @@ class RayPool:
         workers: int,
         threads: int,
         told: Told,
+        every: int = 1,
+        disturbance: Disturbance | None = None,
+        known: Collection[str] = (),
     ) -> None:
         self._session, self._ray, self._told, self._threads = session, session.ray, told, threads
+        self._disturbance = disturbance or Disturbance()
+        self._reaper = Reaper(self._disturbance, told)
         self.coordinator = (
             self._ray.remote(_Coordinating)
             .options(num_cpus=0, max_concurrency=_CALLS_AT_ONCE, max_restarts=-1)
-            .remote(cloudpickle.dumps(build), sys.path)
+            .remote(cloudpickle.dumps(build), sys.path, every)
         )
         self._work = self._ray.put(cloudpickle.dumps(work))
-        self._started, self._seen = 0, -1
-        self._accepted, self._losses = 0, 0
-        self.workers: dict[str, Any] = {}
+        self._names, self._seen = set(known), -1
+        self.accepted, self._losses = 0, 0
+        self._members: dict[str, _Member] = {}
+        self._starting: dict[Any, str] = {}  # answers with the process ids of workers that are on their way
         self._runs: dict[Any, str] = {}
-        for _ in range(workers):
-            self._start()
+        self._due: list[tuple[float, int]] = []  # when a worker is to be started, and its slot
+        self._stopping = False
+        for slot in range(workers):
+            self._start(slot)
+        now = time.monotonic()
+        for late in range(self._disturbance.extra):
+            self._due.append((now + (late + 1) * self._disturbance.extra_every_s, workers + late))
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Process ids of the workers that have started."""
+        return {name: each.pid for name, each in self._members.items() if each.pid is not None}
 
     def versions(self) -> Iterator[Version]:
         """The model's versions as they come, until all is done.
@@ -231,26 +270,53 @@ class RayPool:
             EngineLost: the coordinator's process could not be kept alive.
         """
         while True:
-            news: News = self._asked("news")
-            if news.accepted > self._accepted:
-                self._accepted, self._losses = news.accepted, 0
-            for event in news.events:
-                self._told(*event)
-            for version in news.versions:
-                if version.number > self._seen:  # one that was started again tells what it has computed again
-                    self._seen = version.number
-                    yield version
-            if news.failure is not None:
-                raise news.failure
+            news = self.news()
+            yield from news.versions
             if news.over:
                 return
-            for run in self._ray.wait(list(self._runs), timeout=0.1)[0]:
-                self._ended(run)
+
+    def news(self) -> News:
+        """Tends to the workers, waits a moment, and says what has happened since; versions that were seen are left out.
+
+        Raises:
+            MusterError, EngineLost: as `versions`.
+        """
+        news: News = self._asked("news")
+        if news.accepted > self.accepted:
+            self.accepted, self._losses = news.accepted, 0
+        for event in news.events:
+            self._told(*event)
+        fresh = []
+        for version in news.versions:
+            if version.number > self._seen:  # one that was started again tells what it has computed again
+                self._seen = version.number
+                fresh.append(version)
+        if news.failure is not None:
+            raise news.failure
+        if not news.over:
+            self._tend()
+        return News(news.events, fresh, news.accepted, news.over, None)
+
+    def final_news(self) -> News:
+        """What has happened since, once nothing is tended to any more."""
+        news: News = self._asked("news")
+        return news
 
     def newest(self) -> Version:
         """The model as it is."""
         version: Version = self._asked("version")
         return version
+
+    def stop(self, grace_s: float) -> None:
+        """Has all workers hand in what they have, and waits for them so long; starts no new ones."""
+        self._stopping = True
+        for pid in self.pids.values():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        until = time.monotonic() + grace_s
+        while self._runs and time.monotonic() < until:
+            for run in self._ray.wait(list(self._runs), timeout=0.2)[0]:
+                self._ended(run)
 
     def close(self) -> None:
         """Ends the coordinator in order, and the workers."""
@@ -259,7 +325,7 @@ class RayPool:
         except self._ray.exceptions.RayError:
             pass  # it has just died: its folder says all that there is
         finally:
-            for actor in (*self.workers.values(), self.coordinator):
+            for actor in (*(each.actor for each in self._members.values()), self.coordinator):
                 self._ray.kill(actor, no_restart=True)
 
     def _asked(self, method: str, *arguments: Any) -> Any:
@@ -278,33 +344,73 @@ class RayPool:
             except errors.RayActorError as error:
                 raise EngineLost(f"the coordinator's process could not be kept alive: {error}") from error
 
-    def _start(self) -> None:
-        name = f"worker {self._started}"
-        self._started += 1
+    def _start(self, slot: int) -> None:
+        generation = 0
+        while (name := f"worker {slot}" + (f".{generation}" if generation else "")) in self._names:
+            generation += 1
+        self._names.add(name)
         actor = (
             self._ray.remote(_Working)
-            .options(num_cpus=0, max_concurrency=2, max_restarts=0)
-            .remote(self.coordinator, self._work, sys.path, name, self._threads, self._session.home)
+            .options(num_cpus=0, max_restarts=0)
+            .remote(self.coordinator, self._work, sys.path, name, slot, self._threads, self._session.home)
         )
-        self.workers[name] = actor
+        self._members[name] = _Member(slot, generation, actor)
+        self._starting[actor.pid.remote()] = name
         self._runs[actor.run.remote()] = name
+
+    def _tend(self) -> None:
+        """Notices who has come and who has gone, starts those that are due, and disturbs them."""
+        ended = self._ray.wait(list(self._runs), timeout=0.1)[0] if self._runs else []
+        if not self._runs:
+            time.sleep(0.1)
+        now = time.monotonic()
+        if self._starting:
+            for started in self._ray.wait(list(self._starting), num_returns=len(self._starting), timeout=0)[
+                0
+            ]:
+                self._joined(self._starting.pop(started), started, now)
+        for run in ended:
+            self._ended(run)
+        self._reaper.tend(now)
+        for due in [due for due in self._due if due[0] <= now]:
+            self._due.remove(due)
+            self._start(due[1])
+
+    def _joined(self, name: str, answer: Any, now: float) -> None:
+        try:
+            pid = int(self._ray.get(answer))
+        except self._ray.exceptions.RayError:
+            return  # it has died at once; the end of its run says so
+        if (member := self._members.get(name)) is not None:
+            member.pid = pid
+            self._told("joined", name, f"process {pid}")
+            self._reaper.joined(name, pid, member.slot, member.generation, now)
 
     def _ended(self, run: Any) -> None:
         """A worker has ended: in order, or its process has died and another takes its place."""
         name = self._runs.pop(run)
-        del self.workers[name]
+        member = self._members.pop(name)
         try:
-            self._ray.get(run)
+            reason = str(self._ray.get(run))
+            self._told("left", name, reason)
+            self._ray.kill(member.actor, no_restart=True)
         except self._ray.exceptions.RayError as error:
-            reason = _cause(error)
-            self._told("worker_lost", name, reason)
+            self._lost(name, member, error)
+        self._reaper.gone(name)
+        if not self._stopping:
+            self._due.append((time.monotonic() + self._disturbance.join_s, member.slot))
+
+    def _lost(self, name: str, member: _Member, error: Exception) -> None:
+        on_purpose = name in self._reaper.killed
+        reason = _cause(error)
+        self._told("worker_lost", name, "it was killed" if on_purpose else reason)
+        if not on_purpose and not self._stopping:
             self._losses += 1
-            if self._losses >= _LOSSES:
-                raise MusterError(
-                    f"{self._losses} workers have died one after the other without a result; the last one, {name}: {reason}"
-                ) from error
-            self._asked("worker_gone", name, "its process has died")
-            self._start()
+        if self._losses >= _LOSSES:
+            raise MusterError(
+                f"{self._losses} workers have died one after the other without a result; the last one, {name}: {reason}"
+            ) from error
+        self._asked("worker_gone", name, "its process has died")
 
 
 @contextmanager
@@ -316,9 +422,22 @@ def ray_pool(
     workers: int,
     threads: int = 1,
     told: Told = lambda kind, who, detail: None,
+    every: int = 1,
+    disturbance: Disturbance | None = None,
+    known: Collection[str] = (),
 ) -> Iterator[RayPool]:
     """A `RayPool` for as long as the context lasts."""
-    pool = RayPool(session, build, work, workers=workers, threads=threads, told=told)
+    pool = RayPool(
+        session,
+        build,
+        work,
+        workers=workers,
+        threads=threads,
+        told=told,
+        every=every,
+        disturbance=disturbance,
+        known=known,
+    )
     try:
         yield pool
     finally:

@@ -35,9 +35,14 @@ class Task:
         model: to begin from.
         sent: what the rule sends with it.
         own: what the unit's keeper kept last time.
+        stop: is set where the worker must go.
+        slot: the worker's place in the pool.
     """
 
-    def __init__(self, offer: Offer, handed: Arrays, own: Arrays, stop: threading.Event) -> None:
+    def __init__(
+        self, offer: Offer, handed: Arrays, own: Arrays, stop: threading.Event, slot: int = 0
+    ) -> None:
+        self.slot = slot
         self.unit, self.attempt, self.base_version = offer.unit.number, offer.attempt, offer.base_version
         self.work, self.samples = offer.unit.work, offer.unit.samples
         self.model: Arrays = parted(handed, "weights").get("", {})
@@ -92,6 +97,7 @@ class Worker:
         stop: set where the worker must go: it hands in what it has, or gives the lease back.
         patience_s: how long a coordinator that cannot be reached is asked again.
         told: is called with one sentence of what happens.
+        slot: its place in the pool, which whoever comes after it takes; work may depend on it.
     """
 
     def __init__(
@@ -103,8 +109,9 @@ class Worker:
         stop: threading.Event | None = None,
         patience_s: float = 120.0,
         told: Callable[[str], None] = lambda sentence: None,
+        slot: int = 0,
     ) -> None:
-        self._seat, self._name, self._work = seat, name, work
+        self._seat, self._name, self._work, self._slot = seat, name, work, slot
         self._stop, self._patience_s, self._told = stop or threading.Event(), patience_s, told
         self._chunks: dict[str, bytes] = {}  # of the last model
         self._beats = _Beats(seat)
@@ -115,7 +122,7 @@ class Worker:
         Raises:
             CoordinatorGone: the coordinator stays away.
         """
-        about = {"pid": os.getpid(), "host": socket.gethostname()}
+        about = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time(), "slot": self._slot}
         self._again(self._seat.hello, self._name, about)
         with self._beats:
             while not self._stop.is_set():
@@ -140,7 +147,7 @@ class Worker:
         except (KeyError, DataError) as error:
             self._again(self._seat.give_back, offer.token, f"the model could not be fetched: {error}")
             return
-        task = Task(offer, handed, own, self._stop)
+        task = Task(offer, handed, own, self._stop, self._slot)
         fetched = time.monotonic()
         with self._beats.of(offer, task):
             try:

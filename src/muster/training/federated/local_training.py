@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from muster.training.merge.personal import Ditto
 from muster.training.merge.rule import Arrays, Handed, MergeRule, State, Trained, Update
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+Objective = Callable[[nn.Module, Any], Tensor]
+"""The mean loss of a model over a batch."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,16 @@ class LocalTraining:
                 raise RefusedInput(f"{name}: found {value}; expected 1 or more")
         if not self.lr > 0:
             raise RefusedInput(f"lr: found {self.lr}; expected a number above 0")
+
+
+class PartyData(Protocol):
+    """What training wants of a party's data."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, positions: Tensor) -> Any:
+        """The batch of the samples at these positions, as the objective takes it."""
+        ...
 
 
 class Party:
@@ -87,7 +100,7 @@ def load_weights(model: nn.Module, weights: Arrays) -> None:
 
 def train_party(
     model: nn.Module,
-    party: Party,
+    party: PartyData,
     rule: MergeRule,
     how: LocalTraining,
     handed: Handed,
@@ -95,6 +108,7 @@ def train_party(
     *,
     seed: Sequence[int],
     must_end: Callable[[], bool] = lambda: False,
+    objective: Objective | None = None,
 ) -> tuple[Update, State, float]:
     """A round of a party.
 
@@ -107,18 +121,20 @@ def train_party(
         own: what the party has kept.
         seed: of the order of its samples and of whatever the model draws.
         must_end: asked before every step but the first.
+        objective: the mean loss of a batch; None: ``how.loss`` of a pair of inputs and targets.
 
     Returns:
         The update, what the party keeps, and the share of its steps that were done.
     """
     order, noise = np.random.SeedSequence(list(seed)).generate_state(2)
-    loss = _loss(model, party, how, handed.model) if rule.wants_loss else None
-    with _drawing_from(int(noise)):
+    of_batch = objective or (lambda model, batch: how.loss(model(batch[0]), batch[1]))
+    loss = _loss(model, party, how.batch, handed.model, of_batch) if rule.wants_loss else None
+    with _drawing(int(noise)):
         load_weights(model, rule.start(handed, own))
         correct = None
         if type(rule).gradient is not MergeRule.gradient:
             correct = lambda gradient, weights: rule.gradient(gradient, weights, handed, own, how.lr)  # noqa: E731
-        done, planned = _descend(model, party, how, int(order), correct, must_end)
+        done, planned = _descend(model, party, how, int(order), correct, must_end, of_batch)
         trained = Trained(weights_of(model), len(party), done, how.lr, loss)
         update, keeps = rule.hand_in(handed, trained, own)
         if isinstance(rule, Ditto):
@@ -130,14 +146,21 @@ def train_party(
                 int(order),
                 lambda gradient, weights: rule.personal_gradient(gradient, weights, handed),
                 lambda: False,
+                of_batch,
             )
             keeps = {**keeps, "personal": weights_of(model)}
     return update, keeps, done / planned
 
 
 @contextmanager
-def _drawing_from(seed: int) -> Iterator[None]:
+def drawing_from(seed: Sequence[int]) -> Iterator[None]:
     """What the model draws on the CPU, such as dropout, follows from the seed; other draws of the process do not notice."""
+    with _drawing(int(np.random.SeedSequence(list(seed)).generate_state(1)[0])):
+        yield
+
+
+@contextmanager
+def _drawing(seed: int) -> Iterator[None]:
     generator = torch.default_generator
     before = generator.get_state()
     generator.manual_seed(seed)
@@ -149,11 +172,12 @@ def _drawing_from(seed: int) -> Iterator[None]:
 
 def _descend(
     model: nn.Module,
-    party: Party,
+    party: PartyData,
     how: LocalTraining,
     seed: int,
     correct: Callable[[Arrays, Arrays], Arrays] | None,
     must_end: Callable[[], bool],
+    objective: Objective,
 ) -> tuple[int, int]:
     """Gradient descent from the model's weights; returns the steps done, and those that were to be done."""
     model.train()
@@ -167,11 +191,11 @@ def _descend(
     for positions in _batches(len(party), how.batch, planned, seed):
         if done and must_end():
             break
-        inputs, targets = party.batch(positions)
+        batch = party.batch(positions)
         optimizer.zero_grad()
-        how.loss(model(inputs), targets).backward()  # type: ignore[no-untyped-call]
+        objective(model, batch).backward()  # type: ignore[no-untyped-call]
         if correct is not None:
-            _correct(parameters, correct)
+            correct_gradients(parameters, correct)
         optimizer.step()
         done += 1
     return done, planned
@@ -189,7 +213,9 @@ def _batches(samples: int, batch: int, steps: int, seed: int) -> Iterator[Tensor
                 return
 
 
-def _correct(parameters: Mapping[str, nn.Parameter], correct: Callable[[Arrays, Arrays], Arrays]) -> None:
+def correct_gradients(
+    parameters: Mapping[str, nn.Parameter], correct: Callable[[Arrays, Arrays], Arrays]
+) -> None:
     """Replaces the gradients by what the rule makes of them."""
     given = {name: each for name, each in parameters.items() if each.grad is not None}
     corrected = correct(
@@ -200,13 +226,12 @@ def _correct(parameters: Mapping[str, nn.Parameter], correct: Callable[[Arrays, 
         each.grad = torch.as_tensor(np.asarray(corrected[name]), dtype=each.dtype).reshape(each.shape)
 
 
-def _loss(model: nn.Module, party: Party, how: LocalTraining, weights: Arrays) -> float:
+def _loss(model: nn.Module, party: PartyData, batch: int, weights: Arrays, objective: Objective) -> float:
     """Mean loss of some weights on a party's data."""
     load_weights(model, weights)
     model.eval()
     total = 0.0
     with torch.no_grad():
-        for positions in torch.arange(len(party)).split(max(how.batch, 256)):
-            inputs, targets = party.batch(positions)
-            total += float(how.loss(model(inputs), targets)) * len(positions)
+        for positions in torch.arange(len(party)).split(max(batch, 256)):
+            total += float(objective(model, party.batch(positions))) * len(positions)
     return total / len(party)

@@ -71,6 +71,36 @@ def dirichlet(
     )
 
 
+def by_class(
+    labels: Sequence[int] | npt.NDArray[np.integer], parties: int, *, stretches: int = 2, seed: int = 0
+) -> Positions:
+    """Positions of the samples of each party: sorted by class, cut into equal stretches, a few of which go to each party.
+
+    With two stretches most parties see two classes.
+
+    Source: McMahan et al., "Communication-efficient learning of deep networks from decentralized data" (AISTATS 2017),
+    section 3.
+
+    Arguments:
+        labels: of all samples.
+        parties: how many.
+        stretches: that each party gets.
+        seed: of the deal.
+
+    Raises:
+        RefusedInput: fewer samples than stretches, or no party.
+    """
+    classes = np.asarray(labels)
+    if stretches < 1:
+        raise RefusedInput(f"by_class: stretches: found {stretches}; expected at least 1")
+    _check(len(classes), parties * stretches)
+    generator = np.random.default_rng([seed, 2])
+    shuffled = generator.permutation(len(classes))  # which samples of a class come together is drawn, too
+    cut = np.array_split(shuffled[np.argsort(classes[shuffled], kind="stable")], parties * stretches)
+    dealt = generator.permutation(parties * stretches).reshape(parties, stretches)
+    return [np.sort(np.concatenate([cut[each] for each in mine])) for mine in dealt]
+
+
 def _check(samples: int, parties: int) -> None:
     if parties < 1 or samples < parties:
         raise RefusedInput(f"{samples} samples cannot be dealt to {parties} parties; give each at least one")

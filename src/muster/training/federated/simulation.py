@@ -22,7 +22,9 @@ from muster.engine.pool.worker import Outcome, Task, Worker
 from muster.errors import RefusedInput
 from muster.training.federated.local_training import (
     LocalTraining,
+    Objective,
     Party,
+    PartyData,
     load_weights,
     train_party,
     weights_of,
@@ -102,19 +104,33 @@ class PartyWork:
     seed: int
 
     def __call__(self, task: Task) -> Outcome:
-        number, round_ = task.work["party"], task.work["round"]
-        update, own, done = train_party(
-            self.model,
-            self.parties[number],
-            self.rule,
-            self.local,
-            Handed(task.model, task.sent),
-            task.own,
-            seed=(self.seed, 2, round_, number),
-            must_end=lambda: task.must_end,
-        )
-        samples = task.samples if done == 1 else max(1, int(done * task.samples))
-        return Outcome(update.arrays, samples, update.steps, update.loss, update.extra, own)
+        party = self.parties[task.work["party"]]
+        return party_outcome(task, self.model, party, self.rule, self.local, self.seed)
+
+
+def party_outcome(
+    task: Task,
+    model: nn.Module,
+    party: PartyData,
+    rule: MergeRule,
+    local: LocalTraining,
+    seed: int,
+    objective: Objective | None = None,
+) -> Outcome:
+    """What a party's share of a round comes to; arguments as in `train_party`."""
+    update, own, done = train_party(
+        model,
+        party,
+        rule,
+        local,
+        Handed(task.model, task.sent),
+        task.own,
+        seed=(seed, 2, task.work["round"], task.work["party"]),
+        must_end=lambda: task.must_end,
+        objective=objective,
+    )
+    samples = task.samples if done == 1 else max(1, int(done * task.samples))
+    return Outcome(update.arrays, samples, update.steps, update.loss, update.extra, own)
 
 
 def simulate(
