@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Final, Literal
 
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
 
@@ -109,7 +110,7 @@ class PriceClass(Section):
     per_hour: float = Field(ge=0)
     """What one costs in an hour."""
 
-    on_demand: float | None = Field(default=None, ge=0)
+    on_demand: float = Field(ge=0)
     """What the same machine costs in an hour if it may not be taken away."""
 
 
@@ -119,7 +120,7 @@ class Price(Section):
     per_hour: float = Field(ge=0, examples=[0.03])
     """What a worker costs in an hour."""
 
-    on_demand: float | None = Field(default=None, ge=0, examples=[0.1])
+    on_demand: float = Field(ge=0, examples=[0.1])
     """What the same machine costs in an hour if it may not be taken away."""
 
     coordinator: float = Field(default=0.0, ge=0)
@@ -128,8 +129,52 @@ class Price(Section):
     currency: str = Field(default="USD", min_length=1, max_length=8)
     """Of all prices."""
 
-    classes: tuple[PriceClass, ...] = ()
+    classes: list[PriceClass] = Field(default=[])
     """Workers that cost something else, as a list of mappings with name, workers, per_hour and on_demand."""
+
+
+GENERATED: Final = "generated"
+
+
+class Available(Section):
+    """Machines that come and go as observed ones did, or as a model says."""
+
+    trace: str = Field(min_length=1, examples=["trace.json"])
+    """A spot trace, as docs/fleet.md describes them, or ``generated``. Its largest number of instances is taken for
+    `how.workers`, others in proportion; it begins with its first instance and, once it is over, again. A relative path starts
+    at the working directory."""
+
+    compress: float = Field(default=1.0, gt=0, le=1e9)
+    """How many times faster than in the trace time runs: with 720, two hours take ten seconds."""
+
+    notice: Duration | None = None
+    """An instance that is taken away gets a preemption notice (SIGTERM) so long before, in the time of the trace; by
+    default none."""
+
+    interrupted_every: Duration | None = None
+    """How long an instance stays on average; for ``generated``, in the time that compress makes faster."""
+
+    absent: Duration | None = None
+    """How long it is on average until another instance takes its place; for ``generated``."""
+
+    @field_validator("trace")
+    @classmethod
+    def _from_anywhere(cls, trace: str) -> str:
+        # A later `muster resume` may have another working directory.
+        return trace if trace == GENERATED else str(Path(trace).expanduser().absolute())
+
+    @model_validator(mode="after")
+    def _options_belong_to_the_generator(self) -> Available:
+        for key in ("interrupted_every", "absent"):
+            if self.trace == GENERATED and getattr(self, key) is None:
+                raise refuse("generated machines need it", mend="set a time, such as 1h", key=key)
+            if self.trace != GENERATED and getattr(self, key) is not None:
+                raise refuse(
+                    "the trace says when instances go",
+                    mend="remove the key, or set trace: generated",
+                    key=key,
+                )
+        return self
 
 
 class Chaos(Section):
@@ -151,7 +196,10 @@ class Chaos(Section):
     extra_every: Duration = Duration(5_000)
     """The time between two of them."""
 
-    slow: tuple[float, ...] = ()
+    availability: Available | None = None
+    """Machines for the workers that come and go; by default all stay."""
+
+    slow: list[float] = Field(default=[])
     """Factors by which the first workers are slower: ``[5, 100]`` makes worker 0 five times and worker 1 a hundred times
     slower."""
 
@@ -164,7 +212,7 @@ class Chaos(Section):
 
     @field_validator("slow", mode="after")
     @classmethod
-    def _slower_not_faster(cls, slow: tuple[float, ...]) -> tuple[float, ...]:
+    def _slower_not_faster(cls, slow: list[float]) -> list[float]:
         for factor in slow:
             if not factor >= 1:
                 raise refuse(f"found {factor:g}", mend="expected factors of 1 or more", key="")
@@ -174,7 +222,16 @@ class Chaos(Section):
     def _options_belong_to_kills(self) -> Chaos:
         if self.kill_every is None and self.notice is not None:
             raise refuse("nothing is killed", mend="remove the key, or set kill_every", key="notice")
+        if self.availability is not None and self.extra:
+            raise refuse(
+                "all workers' machines are in availability", mend="remove one of the two", key="extra"
+            )
         return self
+
+    @property
+    def takes_workers_away(self) -> bool:
+        """Whether any worker may be killed, or join late."""
+        return self.kill_every is not None or self.availability is not None or self.extra > 0
 
 
 class PoolHow(How):
@@ -197,7 +254,7 @@ class PoolHow(How):
     """Rounds; for rules that merge the updates of a round together."""
 
     lease: int | Literal["auto"] = "auto"
-    """Samples of a lease. ``auto``: with ``pace`` and ``chaos.kill_every``, what the renewal model takes to be cheapest on
+    """Samples of a lease. ``auto``: with ``pace`` and a ``chaos`` that kills, what the renewal model takes to be cheapest on
     machines that vanish so often; else an eighth of a worker's share of the data, at least a batch. Not with parties."""
 
     round_leases: int | None = Field(default=None, ge=1, le=1_000_000)
