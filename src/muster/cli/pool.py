@@ -4,47 +4,88 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from muster.cli.options import AsJson, print_json
+from muster.cli.options import DEFAULT_RUNS, AsJson, RunsFolder, find_run, print_json
+
+if TYPE_CHECKING:
+    from muster.engine.run_folder import RunFolder
+
+_GONE_SHOWN = 8  # of the workers that are no more, the last ones
 
 group = typer.Typer(help="Look at a pool: who works on it, and what its ledger proves.", no_args_is_help=True)
 
-PoolFolder = Annotated[Path, typer.Argument(help="The folder of the pool.", metavar="FOLDER")]
+PoolName = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="A run folder's path, a run's name, or 'last'; or the folder of a pool without a run.",
+    ),
+]
 
 
-@group.command(epilog="Example: muster pool status parties/ --watch")
+@group.command(epilog="Example: muster pool status last --watch")
 def status(
-    folder: PoolFolder,
+    run: PoolName,
     watch: Annotated[bool, typer.Option("--watch", help="Show it again every second, until Ctrl-C.")] = False,
+    runs: RunsFolder = DEFAULT_RUNS,
     json: AsJson = False,
 ) -> None:
-    """Show a pool: units, workers, leases under way, refusals."""
-    from muster.engine.pool.status import pool_status
+    """Show a pool: units, workers, leases under way, refusals, cost so far."""
+    folder, found = _found(run, runs)
+
+    def look() -> dict[str, Any]:
+        if found is None:
+            from muster.engine.pool.status import pool_status
+
+            return pool_status(folder)
+        from muster.training.pool.account import run_status
+
+        return run_status(found)
 
     if json:
-        print_json(pool_status(folder))
+        print_json(look())
         return
     from rich.console import Console
     from rich.live import Live
 
     console = Console(highlight=False)
     if not watch:
-        console.print(_page(pool_status(folder)))
+        console.print(_page(look()))
         return
     try:
-        with Live(_page(pool_status(folder)), console=console, auto_refresh=False) as live:
+        with Live(_page(look()), console=console, auto_refresh=False) as live:
             while True:
                 time.sleep(1.0)
-                live.update(_page(pool_status(folder)), refresh=True)
+                live.update(_page(look()), refresh=True)
+                if found is not None and found.status() != "running":
+                    return
     except KeyboardInterrupt:
         pass
 
 
-@group.command(epilog="Example: muster pool replay parties/")
-def replay(folder: PoolFolder, json: AsJson = False) -> None:
+def _found(name: str, runs: Path) -> tuple[Path, RunFolder | None]:
+    """The folder of a pool, and its run if it has one.
+
+    Raises:
+        RunNotFound: there is neither.
+        DataError: the run is no pool's.
+    """
+    from muster.errors import DataError
+    from muster.training.pool.account import pool_folder
+
+    if Path(name).is_dir() and not (Path(name) / "run.json").is_file():
+        return Path(name), None
+    run = find_run(name, runs)
+    if not (pool_folder(run) / "ledger.sqlite").is_file():
+        raise DataError(f"{run.id} has no pool: it is a run of another shape, or has not come so far")
+    return pool_folder(run), run
+
+
+@group.command(epilog="Example: muster pool replay last")
+def replay(run: PoolName, runs: RunsFolder = DEFAULT_RUNS, json: AsJson = False) -> None:
     """Compute the model again from the first one and every accepted update; says whether it is the one on record."""
     from muster.engine.pool.blobs import digest
     from muster.engine.pool.course import replayed, saved_version
@@ -52,6 +93,7 @@ def replay(folder: PoolFolder, json: AsJson = False) -> None:
     from muster.errors import DataError
     from muster.training.merge.registry import from_description
 
+    folder, _ = _found(run, runs)
     if not (folder / "ledger.sqlite").is_file():
         raise DataError(f"{folder} is not the folder of a pool: it has no ledger.sqlite")
     with Ledger(folder / "ledger.sqlite") as ledger:
@@ -94,7 +136,11 @@ def _page(found: dict[str, Any]) -> Any:
     units = found["units"]
     total = sum(units.values())
     facts = Table.grid(padding=(0, 2))
-    facts.add_row("pool", Text(found["folder"], style="bold", overflow="fold"))
+    if "run" in found:
+        facts.add_row("run", Text(found["run"], style="bold", overflow="fold"))
+        facts.add_row("status", found["status"])
+    else:
+        facts.add_row("pool", Text(found["folder"], style="bold", overflow="fold"))
     if "rule" in found["about"]:
         facts.add_row("rule", Text(found["about"]["rule"]))
     facts.add_row(
@@ -103,6 +149,15 @@ def _page(found: dict[str, Any]) -> Any:
     if found["aside"]:
         names = ", ".join(map(str, found["aside"]))
         facts.add_row("set aside", Text(f"{units['aside']}: {names}", style="red"))
+    if "run" in found:
+        facts.add_row(
+            "workers",
+            f"{_alive(found)} alive, {found['lost']} lost, of these {found['killed']} killed by chaos",
+        )
+        if found["staleness"] is not None:
+            facts.add_row("staleness", f"{found['staleness']:.2g} merges on average")
+        if found["cost"] is not None:
+            facts.add_row("cost so far", Text(_cost(found["cost"])))
     counts = found["evidence"]["counts"]
     if counts:
         facts.add_row("evidence", ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())))
@@ -120,18 +175,34 @@ def _page(found: dict[str, Any]) -> Any:
     return Group(*parts)
 
 
+def _alive(found: dict[str, Any]) -> int:
+    return sum(each["state"] in ("working", "waiting") for each in found["workers"])
+
+
+def _cost(cost: dict[str, Any]) -> str:
+    from muster.cli.money import sentence
+
+    return sentence(cost)
+
+
 def _workers(workers: list[dict[str, Any]]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("worker", no_wrap=True)
+    with_state = any("state" in one for one in workers)
+    if with_state:
+        table.add_column("state", no_wrap=True)
+        gone = [one for one in workers if one["state"] not in ("working", "waiting")]
+        workers = [one for one in workers if one not in gone] + gone[-_GONE_SHOWN:]
     for title in ("pid", "active", "done", "samples", "s/lease", "stale", "refused", "lost"):
         table.add_column(title, justify="right", no_wrap=True)
     for one in workers:
         table.add_row(
             Text(one["worker"]),
-            str(one.get("pid", "")),
+            *([_state(one["state"])] if with_state else []),
+            str(one.get("pid") or ""),
             str(one["active"]),
             str(one["accepted"]),
             f"{one['samples']:,}",
@@ -141,6 +212,12 @@ def _workers(workers: list[dict[str, Any]]) -> Any:
             str(one["expired"] + one["failed"]),
         )
     return table
+
+
+def _state(state: str) -> Any:
+    from rich.text import Text
+
+    return Text(state, style={"working": "green", "killed": "red", "lost": "red"}.get(state, ""))
 
 
 def _leases(leases: list[dict[str, Any]]) -> Any:

@@ -23,13 +23,23 @@ def print_outcome(run: Run) -> None:
     """What a person wants to know of a run that is done; the last line is the report's path."""
     from rich.console import Console
 
+    from muster.cli.money import sentence
     from muster.cli.run_summary import summarize
 
     summary = summarize(run.folder)
     console = Console(soft_wrap=True, highlight=False)
+    unit = "merges" if summary["pool"] else "steps"
     console.print(
-        f"[green]{summary['status']}[/]: {summary['id']}, {summary['step']} of {summary['steps']} steps"
+        f"[green]{summary['status']}[/]: {summary['id']}, {summary['step']} of {summary['steps']} {unit}"
     )
+    if summary["pool"]:
+        pool = summary["pool"]
+        console.print(
+            f"{pool['leases'].get('accepted', 0)} updates of {pool['samples']:,} samples accepted, "
+            f"{pool['refused']} refused; {pool['lost']} workers lost"
+        )
+        if pool["cost"] is not None:
+            console.print(f"cost: {sentence(pool['cost'])}", markup=False)
     for name, value in summary["metrics"].items():
         first = summary["initial_metrics"].get(name)
         before = f" (untrained: {first:.6g})" if first is not None and first != value else ""

@@ -42,6 +42,7 @@ def summarize(run: RunFolder) -> dict[str, Any]:
         "initial_metrics": _latest(row for row in metrics if row["step"] == 0),
         "pillars": _pillars(survived),
         "roofline": _roofline(run, survived),
+        "pool": _pool(run),
         "checkpoints": _checkpoints(run.checkpoints),
         "paths": {
             "run": str(run.path),
@@ -91,6 +92,13 @@ def _roofline(run: RunFolder, steps: list[dict[str, Any]]) -> dict[str, Any] | N
         "operator_s": peaks.operator_s,
         "peaks_measured_utc": peaks.measured_utc,
     }
+
+
+def _pool(run: RunFolder) -> dict[str, Any] | None:
+    """What a pool has come to; None for a gang."""
+    from muster.training.pool.account import account, is_pool
+
+    return account(run) if is_pool(run) else None
 
 
 def _checkpoints(folder: Path) -> list[dict[str, Any]]:

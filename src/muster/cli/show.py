@@ -9,8 +9,14 @@ from muster.cli.options import DEFAULT_RUNS, AsJson, RunName, RunsFolder, find_r
 
 EXAMPLES = "Example: muster show last --json"
 
-_COLOURS: Final = {"io": "yellow", "compute": "green", "comm": "blue", "idle": "bright_black"}
-_SHADES: Final = {"io": "▒", "compute": "█", "comm": "▓", "idle": "░"}  # told apart without colours too
+_COLOURS: Final = {"io": "yellow", "compute": "green", "comm": "blue", "idle": "bright_black", "lost": "red"}
+_SHADES: Final = {
+    "io": "▒",
+    "compute": "█",
+    "comm": "▓",
+    "idle": "░",
+    "lost": "╳",
+}  # told apart without colours too
 _BAR_CELLS: Final = (10, 60)
 _COLUMN_CELLS: Final = 54
 
@@ -39,10 +45,13 @@ def _print(summary: dict[str, Any]) -> None:
     facts.add_row("status", Text(summary["status"], style=colour))
     if summary["message"]:
         facts.add_row("message", Text(summary["message"]))
-    facts.add_row("steps", f"{summary['step']} of {summary['steps']}")
+    facts.add_row("merges" if summary["pool"] else "steps", f"{summary['step']} of {summary['steps']}")
     facts.add_row(
-        "ranks", f"{summary['world_size']}, {summary['restarts']} restart{'s' * (summary['restarts'] != 1)}"
+        "workers" if summary["pool"] else "ranks",
+        f"{summary['world_size']}, {summary['restarts']} restart{'s' * (summary['restarts'] != 1)}",
     )
+    if summary["pool"]:
+        _add_pool(facts, summary["pool"])
     if summary["checkpoints"]:
         facts.add_row(
             "checkpoints", "at steps " + ", ".join(str(one["step"]) for one in summary["checkpoints"])
@@ -53,12 +62,30 @@ def _print(summary: dict[str, Any]) -> None:
     console.print(facts)
     if summary["metrics"]:
         console.print(_metrics(summary))
+    least, most = _BAR_CELLS
     if summary["pillars"]:
-        least, most = _BAR_CELLS
         cells = max(least, min(most, console.width - _COLUMN_CELLS))
         console.print(_pillars(summary["pillars"], cells))
+    if summary["pool"] and summary["pool"]["pillars"]:
+        cells = max(least, min(most, console.width - _COLUMN_CELLS - 20))
+        console.print(_pillars(summary["pool"]["pillars"], cells, "worker"))
     if summary["roofline"]:
         console.print(Text(summary["roofline"]["sentence"]))
+
+
+def _add_pool(facts: Any, pool: dict[str, Any]) -> None:
+    from rich.text import Text
+
+    from muster.cli.money import sentence
+
+    leases = ", ".join(f"{count} {outcome}" for outcome, count in sorted(pool["leases"].items()))
+    facts.add_row("leases", leases or "none has ended")
+    facts.add_row("samples", f"{pool['samples']:,} in accepted updates")
+    facts.add_row("lost workers", f"{pool['lost']}, of these {pool['killed']} killed by chaos")
+    if pool["staleness"] is not None:
+        facts.add_row("staleness", f"{pool['staleness']:.3g} merges on average")
+    if pool["cost"] is not None:
+        facts.add_row("cost", Text(sentence(pool["cost"])))
 
 
 def _metrics(summary: dict[str, Any]) -> Any:
@@ -74,18 +101,19 @@ def _metrics(summary: dict[str, Any]) -> Any:
     return table
 
 
-def _pillars(pillars: dict[str, dict[str, float]], cells: int) -> Any:
-    """A row per rank: seconds in each pillar, and a bar of their shares."""
+def _pillars(pillars: dict[str, dict[str, float]], cells: int, who: str = "rank") -> Any:
+    """A row per rank or worker: seconds in each pillar, and a bar of their shares."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("rank", justify="right")
-    for name, colour in _COLOURS.items():
+    table.add_column(who, justify="right", no_wrap=True)
+    columns = {name: colour for name, colour in _COLOURS.items() if name != "lost" or who == "worker"}
+    for name, colour in columns.items():
         table.add_column(Text(f"{_SHADES[name]} {name} s", style=colour), justify="right")
     table.add_column("share of the time")
     for rank, seconds in pillars.items():
-        table.add_row(rank, *(f"{seconds[name]:.2f}" for name in _COLOURS), _bar(seconds, cells))
+        table.add_row(rank, *(f"{seconds[name]:.2f}" for name in columns), _bar(seconds, cells))
     return table
 
 
@@ -93,10 +121,10 @@ def _bar(seconds: dict[str, float], cells: int) -> Any:
     """The four shares as so many cells; rounding the running sum keeps the length."""
     from rich.text import Text
 
-    total = sum(seconds[name] for name in _COLOURS) or 1.0
+    total = sum(seconds.get(name, 0.0) for name in _COLOURS) or 1.0
     bar, done, reached = Text(), 0.0, 0
     for name, colour in _COLOURS.items():
-        done += seconds[name]
+        done += seconds.get(name, 0.0)
         end = round(cells * done / total)
         bar.append(_SHADES[name] * (end - reached), style=colour)
         reached = end

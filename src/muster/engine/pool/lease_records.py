@@ -24,7 +24,7 @@ def ended_leases(folder: Path, epoch_unix_s: float) -> Iterator[dict[str, Any]]:
 
     ``idle`` is the time that the worker had waited for the lease, from its start or from the end of its lease before. What
     a lease that brought a result took at its worker goes to ``io`` and ``compute`` as the worker said, and the rest, in which
-    model and update travelled and were merged, to ``comm``. Of a lease that brought none nobody can say: its time is ``lost``.
+    model and update travelled and were merged, to ``comm``. Of one that brought none nobody can say: its time is ``lost``.
 
     Arguments:
         folder: of the pool.

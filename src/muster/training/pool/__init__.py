@@ -1,4 +1,4 @@
-"""Jobs of the shape pool: volunteers that share all data, or parties that keep theirs; the same pool, rules and ledger for both.
+"""Jobs of the shape pool: volunteers that share all data, or parties that keep theirs; one pool, one ledger, the same rules.
 
 May import what training may. `attempt` carries a run through one life of its engine.
 """

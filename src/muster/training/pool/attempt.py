@@ -34,6 +34,7 @@ from muster.training.merge.rule import MergeRule
 from muster.training.pool.check import check_pool, rule_of
 from muster.training.pool.evaluation import Evaluator
 from muster.training.pool.lease_size import lease_samples
+from muster.training.pool.machines import availability
 from muster.training.pool.parties import ApplicationParties, dealt
 from muster.training.pool.volunteers import Passes, RoundsOfLeases, VolunteerWork
 
@@ -197,6 +198,7 @@ class _Execution:
             extra=chaos.extra,
             extra_every_s=chaos.extra_every.seconds,
             seed=chaos.seed,
+            presence=availability(self._how),
         )
         folder, planned, how = self._folder.absolute(), self._plan, self._how
         bare = Plan(  # the work goes to workers alone

@@ -6,6 +6,7 @@ from muster.errors import JobError, RefusedInput
 from muster.spec import Job, PoolHow
 from muster.training.merge.registry import get
 from muster.training.merge.rule import MergeRule
+from muster.training.pool.machines import availability
 
 
 def rule_of(how: PoolHow) -> MergeRule:
@@ -24,7 +25,7 @@ def rule_of(how: PoolHow) -> MergeRule:
 
 
 def check_pool(job: Job) -> None:
-    """Refuses a job whose merge rule does not suit what it asks for.
+    """Refuses a job whose merge rule does not suit what it asks for, or whose machines are described wrongly.
 
     Raises:
         JobError: says what is wrong, and what would be right.
@@ -33,6 +34,7 @@ def check_pool(job: Job) -> None:
     if not isinstance(how, PoolHow):
         return
     rule = rule_of(how)
+    availability(how)
     if rule.arrival == "each" and how.rounds is not None:
         if how.parties is not None:
             raise JobError(

@@ -7,6 +7,7 @@ from typing import Final
 
 from muster.engine.pool.lease_length import best_length_s
 from muster.spec import PoolHow
+from muster.training.pool.machines import interruptions_per_s
 
 #: What handing out a model and merging an update costs beside the work, s; a lease that was measured on a quiet machine.
 _OVERHEAD_S: Final = 0.1
@@ -26,8 +27,8 @@ def lease_samples(how: PoolHow, samples: int) -> int:
     """
     if how.lease != "auto":
         return min(how.lease, samples)
-    if how.pace is not None and how.chaos.kill_every is not None:
-        length_s = best_length_s(_OVERHEAD_S, interruptions_per_s=1 / how.chaos.kill_every.seconds)
+    if how.pace is not None and (rate := interruptions_per_s(how)) > 0:
+        length_s = best_length_s(_OVERHEAD_S, interruptions_per_s=rate)
         wanted = length_s * how.pace
     else:
         wanted = samples / (how.workers * _LEASES_OF_A_WORKER)

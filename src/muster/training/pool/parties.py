@@ -1,4 +1,4 @@
-"""Simulated parties from a job file: an application's training data, dealt to parties of which each trains on its own part."""
+"""Simulated parties from a job file: an application's training data, dealt to parties that each train on their own part."""
 
 from __future__ import annotations
 
