@@ -105,4 +105,24 @@ def test_every_module_is_left_in_the_mode_it_was_in() -> None:
 
 def test_means_do_not_depend_on_the_order_of_summation() -> None:
     values = [1e16, 1.0, -1e16, 1.0]
-    assert Evaluation([{"x": value} for value in values]).means() == {"x": math.fsum(values) / 4}
+    assert Evaluation([{"x": value} for value in values], [1] * 4).means() == {"x": math.fsum(values) / 4}
+
+
+def test_an_item_of_several_samples_counts_as_many(local_engine: Engine) -> None:
+    """Three batches, of which 1 of 1, 1 of 4 and 5 of 6 samples are right: 7 of 11."""
+
+    def evaluate(context: RankContext) -> dict[str, float]:
+        from types import SimpleNamespace
+
+        import torch
+
+        from muster.training import evaluate_exact
+
+        batches = [
+            SimpleNamespace(right=right, samples=samples) for right, samples in ((1, 1), (1, 4), (5, 6))
+        ]
+        model = torch.nn.Linear(1, 1)
+        return evaluate_exact(model, batches, lambda _, item: {"accuracy": item.right / item.samples}).means()
+
+    for ranks in (1, 2):
+        assert local_engine.run(evaluate, ranks=ranks) == [{"accuracy": 7 / 11}] * ranks
