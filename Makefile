@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
+# Tests wait for processes more than they compute, so two at a time are quicker on two cores already.
+TESTERS ?= 2
 BIN := $(VENV)/bin
 
 .PHONY: run test check docs clean
@@ -10,7 +12,7 @@ run: $(VENV)/.installed
 	$(BIN)/muster run examples/superres.yaml
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(TESTERS) --dist worksteal
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
