@@ -18,10 +18,18 @@ from muster.pillars.compute.roofline_record import RooflineRecord
 from muster.report import formatting
 from muster.report._metrics import Metric
 from muster.report._pictures import strips
+from muster.report._pool import (
+    MOST_WORKERS,
+    gantt,
+    pillars_per_slot,
+    pool_figures,
+    quality_over_time,
+    staleness_figure,
+)
 from muster.report._roofline import roofline_figure
 from muster.report._summary import Summary, summary, surviving_columns
 from muster.report._timeline import Timeline, timeline
-from muster.report.colours import PILLAR_COLOURS, PILLAR_LABELS, STACKED
+from muster.report.colours import LOST_COLOUR, OUTCOME_COLOURS, PILLAR_COLOURS, PILLAR_LABELS, STACKED
 from muster.report.figures import (
     learning_rate_figure,
     loss_figure,
@@ -61,6 +69,10 @@ def _page(run: RunFolder) -> str:
     pillars = pillars_over_steps(steps)
     record = RooflineRecord.read(run.path)
     metric_plots = [metric_figure(metric) for metric in figures.metrics]
+    pool = pool_figures(run)
+    if pool is not None:
+        for plot in metric_plots:
+            plot.xaxis.axis_label = "merges"
     drawn = {
         "loss": loss_figure(steps),
         "learning_rate": learning_rate_figure(steps),
@@ -69,6 +81,15 @@ def _page(run: RunFolder) -> str:
         "timeline": drawn_timeline.figure if drawn_timeline else None,
         "roofline": roofline_figure(record, figures.roofline) if record and figures.roofline else None,
     } | {f"metric {place}": plot for place, plot in enumerate(metric_plots)}
+    if pool is not None:
+        drawn |= {
+            "gantt": gantt(pool),
+            "slots": pillars_per_slot(pool.slots),
+            "staleness": staleness_figure(pool.rows),
+        } | {
+            f"over time {place}": quality_over_time(metric, run)
+            for place, metric in enumerate(figures.metrics)
+        }
     plots: dict[str, Any] = {name: plot for name, plot in drawn.items() if plot is not None}
     script, divisions = components(plots) if plots else ("", {})
     environment = _environment(run)
@@ -76,6 +97,10 @@ def _page(run: RunFolder) -> str:
     template = _templates().get_template("page.html")
     return template.render(
         run=figures,
+        pool=pool,
+        lost_colour=LOST_COLOUR,
+        outcome_colours=OUTCOME_COLOURS,
+        most_workers=MOST_WORKERS,
         seed=figures.seed,
         plots={name: Markup(division) for name, division in divisions.items()},
         plot_script=Markup(script),

@@ -59,6 +59,7 @@ class Summary:
         attempts: what each attempt did and what of it was lost.
         elapsed: where the run's own duration went.
         roofline: where its median step stands under the machine's roofline; None where that was not recorded.
+        step_reached: as the run says itself; of a pool, which has no steps, the merges.
     """
 
     id: str
@@ -87,6 +88,7 @@ class Summary:
     attempts: tuple[AttemptCost, ...]
     elapsed: Elapsed
     roofline: Placement | None = None
+    step_reached: int = 0
 
 
 def surviving_columns(run: RunFolder, table: str) -> Columns:
@@ -142,6 +144,7 @@ def summary(run: RunFolder) -> Summary:
         attempts=costs,
         elapsed=elapsed(costs, last_event),
         roofline=_roofline(run, steps),
+        step_reached=int(state.get("step", 0)),
     )
 
 

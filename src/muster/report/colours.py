@@ -11,6 +11,21 @@ from typing import Final
 
 PILLAR_COLOURS: Final = {"io": "#EDA820", "compute": "#3778C2", "comm": "#B23A6E", "idle": "#A9B0BA"}
 
+#: Of time whose work was lost, and of what was killed; drawn with a pattern besides, for whoever sees no red.
+LOST_COLOUR: Final = "#D9482B"
+
+#: Of leases, by how they ended.
+OUTCOME_COLOURS: Final = {
+    "accepted": PILLAR_COLOURS["compute"],
+    "confirmed": PILLAR_COLOURS["compute"],
+    "returned": PILLAR_COLOURS["idle"],
+    "revoked": "#6FA3DB",
+    "expired": PILLAR_COLOURS["io"],
+    "refused": PILLAR_COLOURS["comm"],
+    "lied": PILLAR_COLOURS["comm"],
+    "failed": LOST_COLOUR,
+}
+
 #: From the bottom up.
 STACKED: Final = ("compute", "comm", "io", "idle")
 
