@@ -20,9 +20,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import io
 import sys
-import tarfile
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -33,6 +31,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+
+from muster.apps.vision.labelled_pictures import archived_pictures
 
 RANKS = 2
 BATCH = 64  # of all ranks together
@@ -111,19 +111,8 @@ class Outcome:
 
 def load_images(folder: Path, archives: int) -> tuple[np.ndarray, np.ndarray]:
     """Training images, uint8 ``[n, 3, 32, 32]``, and classes, int64 ``[n]``, from that many of the archives."""
-    from PIL import Image
-
-    images, names = [], []
-    for archive in sorted((folder / "cifar10").glob("train_*.tar.xz"))[:archives]:
-        with tarfile.open(archive) as tar:
-            for member in tar:
-                if member.isfile():
-                    file = tar.extractfile(member)
-                    assert file is not None
-                    images.append(np.asarray(Image.open(io.BytesIO(file.read()))).transpose(2, 0, 1))
-                    names.append(Path(member.name).parent.name)
-    classes = {name: number for number, name in enumerate(sorted(set(names)))}
-    return np.stack(images), np.array([classes[name] for name in names])
+    pictures = archived_pictures(sorted((folder / "cifar10").glob("train_*.tar.xz"))[:archives])
+    return np.ascontiguousarray(pictures.pixels.transpose(0, 3, 1, 2)), pictures.labels
 
 
 def train(engine: Any, data: Path, chosen: Sequence[Method], steps: int, seed: int) -> list[Outcome]:

@@ -262,18 +262,21 @@ def read_pictures(files: PictureFiles, size: int | None = None) -> LabelledPictu
     if not (folder / "index.json").is_file():
         with writing(folder, _WHAT):
             _build(folder, files, size)
-    index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-    shape = (-1, index["height"], index["width"], 3)
     try:
+        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        labels = {part: np.array(index["labels"][part], dtype=np.int64) for part in PARTS}
         train, test = (
-            Pictures(mapped(folder / f"{part}.npy").reshape(shape), np.array(index["labels"][part]))
+            Pictures(
+                mapped(folder / f"{part}.npy").reshape(len(labels[part]), index["height"], index["width"], 3),
+                labels[part],
+            )
             for part in PARTS
         )
-    except (OSError, ValueError) as error:
+        return LabelledPictures(
+            tuple(index["classes"]), train, test, tuple(index["mean"]), tuple(index["deviation"])
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder}: the cache of {_WHAT} is damaged ({error}); remove that folder") from error
-    return LabelledPictures(
-        tuple(index["classes"]), train, test, tuple(index["mean"]), tuple(index["deviation"])
-    )
 
 
 def _folder(files: PictureFiles, size: int | None) -> Path:
