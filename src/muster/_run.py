@@ -191,7 +191,7 @@ def _one_engine(folder: RunFolder, warded: Warded) -> None:
             stderr=log,
             start_new_session=True,  # Ctrl-C is for this process alone: it passes it on as a wish to save and stop
         )
-    with _passing_on_signals(process, warded) as interrupts:
+    with _passing_on_signals(process, warded) as asked:
         while True:
             try:
                 code = process.wait(timeout=0.5)
@@ -199,9 +199,12 @@ def _one_engine(folder: RunFolder, warded: Warded) -> None:
             except subprocess.TimeoutExpired:
                 warded.watch_the_warden()
     warded.clear()
-    if len(interrupts) > 1:
+    if asked.count(signal.SIGINT) > 1:
         raise Stopped("stopped at once; `muster resume` continues the run from its last checkpoint")
     if not outcome_path.is_file():
+        if asked:  # it was still starting, and Ray's daemons do not survive that
+            kind = Preempted if asked[0] == signal.SIGTERM else Stopped
+            raise kind("ended before anything new could be saved; `muster resume` continues the run")
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         raise EngineLost(f"the engine process {how}; see {folder.path / 'logs' / 'engine.log'}")
     _raise(json.loads(outcome_path.read_text(encoding="utf-8")))
@@ -222,19 +225,20 @@ def _raise(outcome: dict[str, Any]) -> None:
 def _passing_on_signals(process: subprocess.Popen[bytes], warded: Warded) -> Iterator[list[int]]:
     """SIGTERM and the first Ctrl-C ask the engine to save and stop; the second Ctrl-C ends everything at once.
 
-    Gives the list of the Ctrl-Cs so far.
+    Gives the list of the signals so far.
     """
-    interrupts: list[int] = []
+    asked: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield interrupts
+        yield asked
         return
 
-    def terminate(*_: object) -> None:
+    def terminate(number: int, _: object) -> None:
+        asked.append(number)
         process.send_signal(signal.SIGTERM)
 
     def interrupt(number: int, _: object) -> None:
-        interrupts.append(number)
-        if len(interrupts) == 1:
+        asked.append(number)
+        if asked.count(signal.SIGINT) == 1:
             print("\nsaving a checkpoint and stopping; Ctrl-C again stops at once", file=sys.stderr)
             process.send_signal(signal.SIGINT)
         else:
@@ -246,7 +250,7 @@ def _passing_on_signals(process: subprocess.Popen[bytes], warded: Warded) -> Ite
     }
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        yield interrupts
+        yield asked
     finally:
         for which, earlier in before.items():
             signal.signal(which, earlier)

@@ -74,6 +74,24 @@ def test_a_lost_engine_is_replaced_without_being_asked(undisturbed: str, tmp_pat
 
 
 @pytest.mark.kill
+@pytest.mark.parametrize("after_s", [0.5, 2.0])
+def test_a_preemption_while_the_engine_starts_is_no_loss_of_the_engine(
+    after_s: float, tmp_path: Path
+) -> None:
+    job = runs.write_job(tmp_path, WHAT, HOW, "engine: embedded")
+    process = runs.start(job)
+    run = runs.newest(job)
+    while not (run.path / "logs" / "engine.log").exists():
+        time.sleep(0.02)
+    time.sleep(after_s)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert run.status() == "preempted"
+    assert run.state()["restarts"] == 0
+    runs.wait_until_gone(run)
+
+
+@pytest.mark.kill
 def test_a_killed_rank_is_restarted_without_being_asked(undisturbed: str, tmp_path: Path) -> None:
     job = runs.write_job(tmp_path, SLOWER, HOW, "engine: local")
     process = runs.start(job)
