@@ -104,9 +104,9 @@ def _suits_a_pool(where: Where, how: PoolHow) -> None:
             mend="set how.workers to 1, or engine: embedded",
             key="engine",
         )
-    if where.engine == "local" and (how.chaos.kill_every is not None or how.chaos.extra):
+    if where.engine == "local" and how.chaos.takes_workers_away:
         raise refuse(
             "the only worker is the process that you start, which chaos can neither kill nor replace",
-            mend="set engine: embedded, or remove kill_every and extra from how.chaos",
+            mend="set engine: embedded, or remove kill_every, availability and extra from how.chaos",
             key="engine",
         )

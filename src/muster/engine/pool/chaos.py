@@ -7,17 +7,31 @@ were doing at that moment is theirs.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 
 from muster.engine.pool.worker import Outcome
 
 _FALSE_SAMPLES: Final = 10**9
+
+
+class Presence(Protocol):
+    """How many machines there are over time; `muster.fleet.Availability` is one."""
+
+    @property
+    def notice_s(self) -> float:
+        """How long before its end a machine that is taken away is told so."""
+        ...
+
+    def at(self, time_s: float) -> int:
+        """Machines at a time, from the beginning on."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -31,6 +45,8 @@ class Disturbance:
         extra: workers that join besides.
         extra_every_s: the time between two of them.
         seed: of the lives.
+        presence: of as many machines as there are, each has one worker, those of the first places; from the pool's beginning
+            on. Who loses its machine is killed, and another one takes the place when the machine is back. None: all stay.
     """
 
     kill_every_s: float | None = None
@@ -39,6 +55,7 @@ class Disturbance:
     extra: int = 0
     extra_every_s: float = 5.0
     seed: int = 0
+    presence: Presence | None = None
 
     def life_s(self, slot: int, generation: int) -> float | None:
         """How long a worker lives: the one that is so many-th at its place; None: until the end."""
@@ -48,10 +65,12 @@ class Disturbance:
 
 
 @dataclass
-class _Doomed:
+class _Mortal:
     pid: int
-    notice_at: float | None
+    slot: int
+    notice_at: float
     kill_at: float
+    noticed: bool = False
 
 
 class Reaper:
@@ -60,36 +79,52 @@ class Reaper:
     Arguments:
         disturbance: says when.
         told: is called with (kind, who, detail) of each: ``notice`` and ``killed``.
+        began: when the pool did, on the clock of the other times.
     """
 
-    def __init__(self, disturbance: Disturbance, told: Callable[[str, str, str], None]) -> None:
-        self._disturbance, self._told = disturbance, told
-        self._doomed: dict[str, _Doomed] = {}
+    def __init__(
+        self, disturbance: Disturbance, told: Callable[[str, str, str], None], began: float = 0.0
+    ) -> None:
+        self._disturbance, self._told, self._began = disturbance, told, began
+        self._mortals: dict[str, _Mortal] = {}
         self.killed: set[str] = set()
+
+    def admits(self, slot: int, now: float) -> bool:
+        """Whether there is a machine for a place, which is not about to be taken away."""
+        presence = self._disturbance.presence
+        if presence is None:
+            return True
+        since = now - self._began
+        return slot < min(presence.at(since), presence.at(since + presence.notice_s))
 
     def joined(self, name: str, pid: int, slot: int, generation: int, now: float) -> None:
         """A worker's life begins."""
-        life_s = self._disturbance.life_s(slot, generation)
-        if life_s is not None:
-            notice_at = now + life_s if self._disturbance.notice_s else None
-            self._doomed[name] = _Doomed(pid, notice_at, now + life_s + self._disturbance.notice_s)
+        life_s, notice_s = self._disturbance.life_s(slot, generation), self._disturbance.notice_s
+        end = math.inf if life_s is None else now + life_s
+        self._mortals[name] = _Mortal(pid, slot, end if notice_s else math.inf, end + notice_s)
 
     def gone(self, name: str) -> None:
         """A worker has ended; its process id may soon be another's."""
-        self._doomed.pop(name, None)
+        self._mortals.pop(name, None)
 
     def tend(self, now: float) -> None:
         """Sends what is due."""
-        for name, doomed in list(self._doomed.items()):
-            if doomed.notice_at is not None and now >= doomed.notice_at:
-                doomed.notice_at = None
-                if _send(doomed.pid, signal.SIGTERM):
-                    self._told("notice", name, f"SIGTERM to process {doomed.pid}")
-            if now >= doomed.kill_at:
-                del self._doomed[name]
+        presence, since = self._disturbance.presence, now - self._began
+        there = soon = math.inf
+        if presence is not None:
+            there = presence.at(since)
+            soon = presence.at(since + presence.notice_s) if presence.notice_s else there
+        for name, mortal in list(self._mortals.items()):
+            leaves = there > mortal.slot >= soon
+            if not mortal.noticed and (now >= mortal.notice_at or leaves):
+                mortal.noticed = True
+                if _send(mortal.pid, signal.SIGTERM):
+                    self._told("notice", name, f"SIGTERM to process {mortal.pid}")
+            if now >= mortal.kill_at or mortal.slot >= there:
+                del self._mortals[name]
                 self.killed.add(name)
-                if _send(doomed.pid, signal.SIGKILL):
-                    self._told("killed", name, f"SIGKILL to process {doomed.pid}")
+                if _send(mortal.pid, signal.SIGKILL):
+                    self._told("killed", name, f"SIGKILL to process {mortal.pid}")
 
 
 def _send(pid: int, number: signal.Signals) -> bool:

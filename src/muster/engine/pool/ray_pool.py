@@ -237,7 +237,8 @@ class RayPool:
     ) -> None:
         self._session, self._ray, self._told, self._threads = session, session.ray, told, threads
         self._disturbance = disturbance or Disturbance()
-        self._reaper = Reaper(self._disturbance, told)
+        began = time.monotonic()
+        self._reaper = Reaper(self._disturbance, told, began)
         self.coordinator = (
             self._ray.remote(_Coordinating)
             .options(num_cpus=0, max_concurrency=_CALLS_AT_ONCE, max_restarts=-1)
@@ -252,10 +253,12 @@ class RayPool:
         self._due: list[tuple[float, int]] = []  # when a worker is to be started, and its slot
         self._stopping = False
         for slot in range(workers):
-            self._start(slot)
-        now = time.monotonic()
+            if self._reaper.admits(slot, began):
+                self._start(slot)
+            else:
+                self._due.append((began, slot))
         for late in range(self._disturbance.extra):
-            self._due.append((now + (late + 1) * self._disturbance.extra_every_s, workers + late))
+            self._due.append((began + (late + 1) * self._disturbance.extra_every_s, workers + late))
 
     @property
     def pids(self) -> dict[str, int]:
@@ -372,7 +375,7 @@ class RayPool:
         for run in ended:
             self._ended(run)
         self._reaper.tend(now)
-        for due in [due for due in self._due if due[0] <= now]:
+        for due in [due for due in self._due if due[0] <= now and self._reaper.admits(due[1], now)]:
             self._due.remove(due)
             self._start(due[1])
 
