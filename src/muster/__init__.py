@@ -1,7 +1,7 @@
 """Muster: scalable deep learning on whatever machines you can muster.
 
-The public names are re-exported here and in `muster.vision`, `muster.gang`, `muster.federated`, `muster.merge`, `muster.io`,
-`muster.comm` and `muster.clock`; everything is imported on first use, so that ``import muster`` is quick and starts nothing.
+The public names are re-exported here and in `muster.vision`, `muster.gang`, `muster.federated`, `muster.merge`, `muster.trust`,
+`muster.io`, `muster.comm` and `muster.clock`; everything is imported on first use, so that ``import muster`` is quick and starts nothing.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ if TYPE_CHECKING:
     from muster import io as io
     from muster import merge as merge
     from muster import training as training
+    from muster import trust as trust
     from muster import vision as vision
     from muster._run import Run as Run
     from muster._run import run as run
 
 __version__ = "0.1.0"
-_MODULES: Final = ("clock", "comm", "federated", "gang", "io", "merge", "training", "vision")
+_MODULES: Final = ("clock", "comm", "federated", "gang", "io", "merge", "training", "trust", "vision")
 
-__all__ = ["Run", "clock", "comm", "federated", "gang", "io", "merge", "run", "training", "vision"]
+__all__ = ["Run", "clock", "comm", "federated", "gang", "io", "merge", "run", "training", "trust", "vision"]
 
 
 def __getattr__(name: str) -> Any:

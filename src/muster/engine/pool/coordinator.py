@@ -16,16 +16,29 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, NoReturn, Protocol
+
+import numpy as np
 
 from muster.engine.pool import course
 from muster.engine.pool.blobs import CHUNK, BlobStore, Manifest
 from muster.engine.pool.course import Arrived, Fold, Version, contents, loaded_version, shape_of
-from muster.engine.pool.ledger import Lease, LeaseEnded, Ledger, NotActive, Unit
+from muster.engine.pool.ledger import (
+    CAUGHT,
+    Accepted,
+    Claim,
+    Lease,
+    LeaseEnded,
+    Ledger,
+    NotActive,
+    Retraction,
+    Unit,
+)
 from muster.engine.pool.pace import Pace
 from muster.engine.pool.seat import Handing, Offer, Over, Pause
+from muster.engine.pool.trust import Result, Trust, Wanted
 from muster.engine.pool.updates import (
     Array,
     Arrays,
@@ -34,11 +47,14 @@ from muster.engine.pool.updates import (
     flattened,
     most_bytes,
     pack,
+    parted,
+    unpack,
 )
 from muster.errors import DataError, MusterError
 
 _PAUSE_S: Final = 0.05
 _SNAPSHOT_EVERY: Final = 64  # merges
+_MOST_CLAIMS: Final = 9  # results of a unit without a quorum, after which there will be none
 _WORKER: Final = "worker/"  # begins the names of the ledger's facts of workers
 _OWN: Final = "own/"  # begins the names of the ledger's facts of what keepers keep
 
@@ -110,6 +126,7 @@ class Coordinator:
         rounds: what is to be done. Rules that merge each update as it arrives get all rounds at once.
         rules: for workers.
         pace: what is known of their speed.
+        trust: whom to believe; None: everybody.
         now: the run-wide clock, in seconds.
         durable: False for a pool that is thrown away with its process.
         told: is called with (kind, who, detail) of what happens.
@@ -129,6 +146,7 @@ class Coordinator:
         about: Mapping[str, Any] | None = None,
         rules: Rules | None = None,
         pace: Pace | None = None,
+        trust: Trust | None = None,
         now: Callable[[], float] = time.time,
         durable: bool = True,
         told: Callable[[str, str, str], None] = lambda kind, who, detail: None,
@@ -136,6 +154,7 @@ class Coordinator:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._fold, self._rounds, self._rules = fold, rounds, rules or Rules()
+        self._trust = trust
         self._pace, self._now, self._told, self._on_version = pace or Pace(), now, told, merged
         self._ledger = Ledger(folder / "ledger.sqlite", attempts=self._rules.attempts, durable=durable)
         self._blobs = BlobStore(folder / "blobs", durable=durable)
@@ -154,12 +173,23 @@ class Coordinator:
         self._arrived: list[Arrived] = []  # accepted, while their round is not complete
         self._taken = 0  # number of the last accepted update among them
         self._late: set[str] = set()  # tokens that were brought after their end
+        self._claims: dict[int, list[Claim]] = {}  # of units that are being checked
+        self._checks: dict[int, Wanted] = {}
+        self._caught: dict[str, str] = {}  # workers that have lied, and how
+        self._hardware: dict[str, str] = {}  # class of each worker's machine
+        self._judging = threading.RLock()  # taken before the other
+        self._retractions: list[Retraction] = []
+        self._struck = 0  # of them, how many the model knows
         self._version = Version(0, model, fold.begin(model))
+        self._ahead = (
+            self._version
+        )  # what the next merge goes on from; see `muster.engine.pool.course.Retold`
         self._snapshot_of = 0  # number of the version that the last one holds
         self._opened: list[int] = []  # number of the first unit of each round
         self._done = False
         try:
-            self._check_about(folder, dict(about or {}))
+            whom = {} if trust is None else {"trust": dict(trust.about())}
+            self._check_about(folder, dict(about or {}) | whom)
             self._restore(folder, model)
         except BaseException:
             self._ledger.close()
@@ -223,14 +253,19 @@ class Coordinator:
         """See `muster.engine.pool.seat.Seat`."""
         with self._disk():
             self._ledger.note(f"{_WORKER}{worker}", dict(about))
+        with self._changed:
+            self._hardware[worker] = str(about.get("hardware", ""))
 
     def lease(self, worker: str) -> Offer | Pause | Over:
         """See `muster.engine.pool.seat.Seat`."""
         self._tend()
+        trust = self._trust
         while True:
             with self._changed:
                 if self.over:
                     return Over("the pool is done" if self._failure is None else str(self._failure))
+                if worker in self._caught:
+                    return Over(f"{worker} was caught lying: {self._caught[worker]}")
                 version, now = self._version, self._now()
                 with self._disk():
                     model = self._hand_out(version)
@@ -247,6 +282,8 @@ class Coordinator:
                         model=model.to_json(),
                         copies=self._rules.copies,
                         copied=lagging,
+                        check=None if trust is None else lambda unit: trust.wanted(unit, worker),
+                        trusted=trust is not None and trust.is_trusted(worker),
                     )
             finally:
                 if lease is None:
@@ -255,14 +292,20 @@ class Coordinator:
             if lease is None:
                 return Pause(_PAUSE_S)
             with self._changed:
+                if lease.base_version != version.number:  # that of the unit's other results
+                    self._unpin(version.number)
+                    self._pins[lease.base_version] += 1
                 self._leases[lease.token] = self._held(lease)
+                handed = self._handed.get(lease.base_version)
                 own = self._own.get(str(lease.unit.work.get("keeper")))
                 outdated = self._fold.arrival == "round" and version is not self._version
-            if outdated:  # the round was completed between the two
+            if (
+                outdated or handed is None
+            ):  # the round, or the other results, came to their end between the two
                 self._end(lease, "returned", "of the next round", counts=False)
                 continue
             beat_s = self._rules.silence_s / 4
-            return Offer(lease.token, lease.unit, lease.attempt, version.number, model, own, beat_s)
+            return Offer(lease.token, lease.unit, lease.attempt, lease.base_version, handed, own, beat_s)
 
     def beat(self, token: str, samples: int) -> None:
         """See `muster.engine.pool.seat.Seat`."""
@@ -309,18 +352,23 @@ class Coordinator:
         before = self._ledger.accepted_by(token)
         if before is not None and before.content == result.update.name:
             return before.number
+        claimed = self._ledger.claimed(token) if self._trust is not None else None
+        if claimed is not None and claimed.content == result.update.name:
+            return 0
         lease = self._active(token)
         with self._changed:
             held = self._leases.get(token)
             if held is None:  # has ended since
                 raise NotActive(f"the lease of unit {lease.unit.number} to {lease.worker} has ended")
-            base = self._bases[lease.base_version]
+            base = self._bases.get(lease.base_version, {})
             # From here on they are this lease's, too, whoever has brought them: nobody else's end takes them away.
             held.brought.update(result.update.chunks, result.own.chunks if result.own else ())
         try:
             arrays = self._examined(lease, result)
         except RefusedUpdate as error:
-            self._refuse(lease, str(error))
+            self._refuse(lease, f"{error}; it sent {result.update.name}")
+        if lease.checked:
+            return self._claim(lease, result)
         now, keeper = self._now(), str(lease.unit.work.get("keeper"))
         with self._disk():
             accepted = self._ledger.accept(
@@ -328,27 +376,31 @@ class Coordinator:
                 content=result.update.name,
                 samples=result.samples,
                 now=now,
-                detail={
-                    "update": result.update.to_json(),
-                    "steps": result.steps,
-                    "loss": result.loss,
-                    "seconds": result.seconds,
-                },
+                detail=_detail(lease, result),
                 rest=_rest(lease.unit, result.samples),
                 notes={} if result.own is None else {f"{_OWN}{keeper}": result.own.to_json()},
             )
         with self._changed:
             self._pace.ended(lease.worker, result.samples, now - lease.granted)
-            self._kept.update(result.update.chunks)
-            if result.own is not None:
-                outdated, self._own[keeper] = self._own.get(keeper), result.own
-                self._discard(outdated.chunks if outdated else ())
-            self._take(Arrived(accepted, arrays, base))
-            for each in [each for each, held in self._leases.items() if held.lease.unit == lease.unit]:
-                self._let_go(each)
-            self._progress()
+            if self._trust is not None:
+                self._trust.believed([lease.worker])
+            self._counts(accepted, arrays, base, result.own)
             self._changed.notify_all()
         return accepted.number
+
+    def _counts(
+        self, accepted: Accepted, arrays: dict[str, Array], base: Arrays, own: Manifest | None
+    ) -> None:
+        """A result is on record as accepted: merges it. With the lock held."""
+        self._kept.update(_manifest(accepted.detail["update"]).chunks)
+        if own is not None:
+            keeper = accepted.detail["keeper"].removeprefix(_OWN)
+            outdated, self._own[keeper] = self._own.get(keeper), own
+            self._discard(outdated.chunks if outdated else ())
+        self._take(Arrived(accepted, arrays, base))
+        for token in [each for each, held in self._leases.items() if held.lease.unit.number == accepted.unit]:
+            self._let_go(token)
+        self._progress()
 
     def give_back(self, token: str, reason: str, *, failed: bool = False) -> None:
         """See `muster.engine.pool.seat.Seat`."""
@@ -464,6 +516,9 @@ class Coordinator:
             gone.difference_update(manifest.chunks)
         for held in self._leases.values():
             gone -= held.brought
+        for claims in self._claims.values():
+            for claim in claims:
+                gone -= _chunks(claim)
         self._blobs.remove(gone)
 
     def _examined(self, lease: Lease, result: Handing) -> dict[str, Array]:
@@ -527,6 +582,10 @@ class Coordinator:
             self._arrived.append(self._waiting.pop(self._taken))
             if self._fold.arrival == "each":
                 self._merge()
+            while (
+                self._struck < len(self._retractions) and self._retractions[self._struck].after == self._taken
+            ):
+                self._strike(self._struck + 1)
 
     def _merge(self) -> None:
         """Merges what has arrived."""
@@ -534,7 +593,9 @@ class Coordinator:
             return
         before = self._version
         try:
-            self._version = course.merged(self._fold, before, self._arrived)
+            self._version = course.merged(
+                self._fold, replace(self._ahead, number=before.number), self._arrived
+            )
         except MusterError as error:
             self._fail(error)
             return
@@ -542,6 +603,7 @@ class Coordinator:
             self._fail(MusterError(f"the merge rule {self._fold} failed: {type(error).__name__}: {error}"))
             return
         self._arrived.clear()
+        self._ahead = self._version
         self._drop(before.number)
         self._on_version(self._version)
         if self._version.number - self._snapshot_of >= _SNAPSHOT_EVERY:
@@ -608,7 +670,7 @@ class Coordinator:
 
     def _snapshot(self) -> None:
         """Puts the newest model on the disk, and those that leases began from; the ledger then points at them."""
-        if self._arrived or self._waiting:
+        if self._arrived or self._waiting or self._ahead is not self._version:
             return  # in the middle of a round, the one after the last will do
         try:
             manifests = {
@@ -621,6 +683,7 @@ class Coordinator:
                 {
                     "taken": self._taken,
                     "version": self._version.number,
+                    "retractions": self._struck,
                     "models": {str(number): each.to_json() for number, each in manifests.items()},
                 },
             )
@@ -655,7 +718,13 @@ class Coordinator:
             raise DataError(f"{folder} is of a pool that began with another model; give another folder")
         self._opened = ledger.noted("opened", [])
         snapshot = ledger.noted("snapshot")
-        if snapshot is None:
+        self._retractions = ledger.retractions()
+        self._recall()
+        # The snapshot of a model that knows nothing of a retraction is none; the course is walked again.
+        outdated = len(self._retractions) > (0 if snapshot is None else snapshot.get("retractions", 0))
+        if outdated:
+            self._walk_again()
+        elif snapshot is None:
             self._bases = {0: model}
         else:
             versions = {
@@ -664,15 +733,21 @@ class Coordinator:
             }
             self._version, self._taken = versions[snapshot["version"]], snapshot["taken"]
             self._bases = {number: each.model for number, each in versions.items()}
+            self._struck = len(self._retractions)
+        if not outdated:
+            self._ahead = self._version
         self._snapshot_of = self._version.number
         self._on_version(self._version)
-        self._kept = set(first.chunks)
+        self._kept |= set(first.chunks)
         for each in ledger.accepted():
             self._kept.update(_manifest(each.detail["update"]).chunks)
         for name, told in ledger.noted_below(_OWN).items():
             self._own[name.removeprefix(_OWN)] = _manifest(told)
         active, since = ledger.active(), ledger.accepted(after=self._taken)
+        pending = [claim for claims in self._claims.values() for claim in claims]
         needed = {lease.base_version for lease in active} | {each.base_version for each in since}
+        needed |= {claim.base_version for claim in pending}
+        gone = frozenset().union(*(each.numbers for each in self._retractions))
         self._pins.update(needed)  # until all of them have been merged
         for each in since:
             round_ = bisect_right(self._opened, each.unit)
@@ -686,7 +761,8 @@ class Coordinator:
                 raise DataError(
                     f"{folder}: the snapshot lacks version {each.base_version}; the ledger is damaged"
                 )
-            self._arrived.append(Arrived(each, contents(self._blobs, each), base))
+            if each.number not in gone:  # in an open round only: other retractions are behind the snapshot
+                self._arrived.append(Arrived(each, contents(self._blobs, each), base))
             if self._fold.arrival == "each":
                 self._merge()
                 if self._version.number in needed:
@@ -699,6 +775,10 @@ class Coordinator:
             self._pin(Version(lease.base_version, base, {}))
             self._handed[lease.base_version] = _manifest(lease.model)
             self._leases[lease.token] = self._held(lease)
+        for claim in pending:
+            base = self._bases.setdefault(claim.base_version, self._version.model)
+            self._pin(Version(claim.base_version, base, {}))
+            self._handed[claim.base_version] = _manifest(claim.model)
         self._pins = +self._pins
         for number in list(self._bases):
             self._drop(number)
@@ -709,7 +789,218 @@ class Coordinator:
             held.last = max(held.last, deadline)
         if self._opened:
             self._fill()
+        for unit in list(self._claims):
+            self._judge(unit)
         self._progress()
+
+    # ---- whom to believe: with the lock of judging held -----------------------------------------------------------------
+
+    def _claim(self, lease: Lease, result: Handing) -> int:
+        """A result that is compared with others before it counts; its number, or 0 while there is none."""
+        if result.samples < lease.unit.samples and "begin" in lease.unit.work:
+            self._end(lease, "returned", "a part of a unit that is checked cannot be compared", counts=False)
+            return 0
+        unit, now = lease.unit.number, self._now()
+        with self._judging:
+            with self._disk():
+                claim = self._ledger.claim(
+                    lease.token,
+                    content=result.update.name,
+                    samples=result.samples,
+                    now=now,
+                    detail=_detail(lease, result),
+                )
+            with self._changed:
+                self._pace.ended(lease.worker, result.samples, now - lease.granted)
+                self._claims.setdefault(unit, []).append(claim)
+                self._pins[claim.base_version] += 1
+                self._let_go(lease.token)
+            self._judge(unit)
+        number = self._ledger.accepted_by(lease.token)
+        return 0 if number is None else number.number
+
+    def _judge(self, unit: int) -> None:
+        """Compares the claims of a unit, once there are enough."""
+        assert self._trust is not None
+        with self._judging:
+            claims = list(self._claims.get(unit, ()))
+            wanted = self._ledger.checks().get(unit)
+            if not claims or wanted is None or len(claims) < wanted.results:
+                return
+            with self._changed:
+                base = self._bases[claims[0].base_version]
+                hardware = [self._hardware.get(claim.worker, "") for claim in claims]
+            results = [self._result(claim, kind) for claim, kind in zip(claims, hardware, strict=True)]
+            verdict = self._trust.judged(flattened(weights={"": base}), results)
+            if verdict.believed is None:
+                with self._disk():
+                    self._ledger.want(unit, verdict.wanted)
+                self._testify("disputed", "", f"unit {unit}: {len(claims)} results do not agree")
+                if len(claims) >= _MOST_CLAIMS:
+                    with self._changed:
+                        self._fail(
+                            MusterError(
+                                f"unit {unit}: no quorum among {len(claims)} results; its work must be a function of its "
+                                "model and its seed, up to rounding, or most workers lie"
+                            )
+                        )
+                return
+            believed = claims[verdict.believed]
+            lies = {claims[place].token: why for place, why in verdict.lies.items()}
+            agreed = [claim.worker for claim in claims if claim.token not in lies]
+            own = believed.detail.get("own")
+            with self._disk():
+                accepted, retraction = self._ledger.settle(
+                    believed,
+                    now=self._now(),
+                    detail={"agreed": agreed},
+                    notes={} if own is None else {believed.detail["keeper"]: own},
+                    lies=lies,
+                    anew_from=self._opened[-1] if self._fold.arrival == "round" else 0,
+                )
+            with self._changed:
+                self._settled(claims, lies)
+                self._trust.believed(agreed, verdict.differences)
+                if retraction is not None:
+                    self._retractions.append(retraction)
+                arrays = contents(self._blobs, accepted)
+                self._counts(accepted, arrays, base, None if own is None else _manifest(own))
+                self._discard(set().union(*(_chunks(claim) for claim in claims if claim.token not in lies)))
+                self._progress()
+                self._changed.notify_all()
+            for claim in claims:
+                if claim.token in lies:
+                    self._told("lie", claim.worker, f"unit {unit}: {lies[claim.token]}")
+            if retraction is not None:
+                self._told("retracted", "", f"{len(retraction.numbers)} results")
+
+    def _settled(self, claims: Sequence[Claim], lies: Mapping[str, str]) -> None:
+        """A unit's claims are no longer open, and those who lied have no others. With the lock held."""
+        assert self._trust is not None
+        closed = list(claims)
+        del self._claims[claims[0].unit]
+        for claim in claims:
+            if claim.token in lies:
+                self._kept |= _chunks(claim)  # it is evidence
+                self._caught[claim.worker] = f"unit {claim.unit}: {lies[claim.token]}"
+                self._trust.caught(claim.worker)
+        for unit, others in list(self._claims.items()):
+            closed += [claim for claim in others if claim.worker in self._caught]
+            self._claims[unit] = [claim for claim in others if claim.worker not in self._caught]
+            if not self._claims[unit]:
+                del self._claims[unit]
+        for claim in closed:
+            self._unpin(claim.base_version)
+        for token in [each for each, held in self._leases.items() if held.lease.worker in self._caught]:
+            self._let_go(token)
+
+    def _result(self, claim: Claim, hardware: str) -> Result:
+        """A claim with its arrays; what its keeper keeps is compared as well."""
+        arrays = contents(self._blobs, claim)
+        own = claim.detail.get("own")
+        if own is not None:
+            try:
+                arrays |= flattened(own=parted(unpack(self._blobs.get_whole(_manifest(own))), "own"))
+            except (DataError, ValueError):
+                arrays |= {"own": np.zeros(0)}  # differs from all that can be read
+        facts = {"samples": claim.samples, "steps": claim.detail["steps"]}
+        return Result(claim.worker, hardware, arrays, facts, claim.detail["loss"])
+
+    def _strike(self, count: int) -> None:
+        """Takes the results of the first retractions out of the model. With the lock held."""
+        try:
+            self._walk_again(self._retractions[:count], taken=self._taken)
+        except MusterError as error:
+            self._fail(error)
+            return
+        gone = self._retractions[count - 1].numbers
+        self._arrived = [each for each in self._arrived if each.accepted.number not in gone]
+        if self._fold.arrival == "each":
+            self._on_version(self._version)
+        deadline = self._now() + self._rules.silence_s  # nobody could hear a sign of life meanwhile
+        try:
+            self._ledger.extend_all(deadline=deadline)
+        except sqlite3.OperationalError as error:
+            self._unable(error)
+        for held in self._leases.values():
+            held.deadline, held.last = max(held.deadline, deadline), max(held.last, deadline)
+        for name, told in list(self._own.items()):
+            known = self._ledger.noted(f"{_OWN}{name}")
+            if known is None or _manifest(known) != told:
+                del self._own[name]
+
+    def _walk_again(self, retractions: Sequence[Retraction] | None = None, taken: int | None = None) -> None:
+        """The model from the first one on, without what was retracted."""
+        ledger, rounds = self._ledger, self._fold.arrival == "round"
+        retractions = self._retractions if retractions is None else retractions
+        accepted = [each for each in ledger.accepted() if taken is None or each.number <= taken]
+        if rounds:
+            accepted = [each for each in accepted if each.unit < self._opened[-1]]
+        opening = taken is None
+        keep = set(self._pins)
+        if opening:
+            keep = {lease.base_version for lease in ledger.active()}
+            keep |= {claim.base_version for claims in self._claims.values() for claim in claims}
+        first = unpack(self._blobs.get_whole(_manifest(ledger.noted("first"))))
+        told = course.retold(
+            self._blobs,
+            self._fold,
+            parted(first, "weights").get("", {}),
+            accepted,
+            retractions,
+            self._opened if rounds else None,
+            keep=keep,
+        )
+        before, self._struck = self._version, len(retractions)
+        self._version, self._ahead = told.version, told.ahead
+        if rounds and not opening:
+            self._version = before  # until the round is complete
+        elif not rounds:
+            self._ahead = self._version
+        if opening:
+            self._bases = {**told.bases, self._version.number: self._version.model}
+            self._taken = accepted[-1].number if accepted else 0
+        else:
+            self._drop(before.number)
+
+    def _recall(self) -> None:
+        """What is on record about whom to believe."""
+        for name, about in self._ledger.noted_below(_WORKER).items():
+            self._hardware[name.removeprefix(_WORKER)] = str(about.get("hardware", ""))
+        if self._trust is None:
+            return
+        for each in self._ledger.accepted():
+            self._trust.believed(each.detail.get("agreed", [each.worker]))
+        for name, told in self._ledger.noted_below(CAUGHT).items():
+            self._caught[name.removeprefix(CAUGHT)] = told
+            self._trust.caught(name.removeprefix(CAUGHT))
+        for claim in self._ledger.claims():
+            if claim.verdict is None:
+                self._claims.setdefault(claim.unit, []).append(claim)
+            elif claim.verdict == "lie":
+                self._kept |= _chunks(claim)
+
+
+def _chunks(claim: Claim) -> set[str]:
+    """What a claim consists of."""
+    found = set(_manifest(claim.detail["update"]).chunks)
+    if "own" in claim.detail:
+        found.update(_manifest(claim.detail["own"]).chunks)
+    return found
+
+
+def _detail(lease: Lease, result: Handing) -> dict[str, Any]:
+    """What belongs to a result, as the ledger keeps it."""
+    own = {}
+    if result.own is not None:
+        own = {"own": result.own.to_json(), "keeper": f"{_OWN}{lease.unit.work['keeper']}"}
+    return {
+        "update": result.update.to_json(),
+        "steps": result.steps,
+        "loss": result.loss,
+        "seconds": result.seconds,
+        **own,
+    }
 
 
 def _manifest(told: str) -> Manifest:

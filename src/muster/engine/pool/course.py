@@ -1,15 +1,21 @@
-"""How a model came about: the first one, and the accepted updates in their order. The same course gives the same bits."""
+"""How a model came about: the first one, and the accepted updates in their order. The same course gives the same bits.
+
+Where results were retracted, their worker having been caught lying, the model is what the same course gives without them. The others keep the
+bases that they were really made from, lies and all: what an honest worker has found in a model that was wrong then is still
+what it has found. So the course is walked once for every retraction, all at the same time: as far as each lane goes, it has
+been handed out.
+"""
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from muster.engine.pool.blobs import BlobStore, Manifest
-from muster.engine.pool.ledger import Accepted, Ledger
+from muster.engine.pool.ledger import Accepted, Claim, Ledger, Retraction
 from muster.engine.pool.updates import Array, Arrays, State, Update, flattened, pack, parted, unpack
 from muster.errors import DataError
 
@@ -72,6 +78,12 @@ class Arrived:
     arrays: Arrays
     base: Arrays
 
+    @property
+    def place(self) -> int:
+        """The number of its unit, or of the one that it stands in for: work that is done again keeps its place."""
+        place: int = self.accepted.detail.get("place", self.accepted.unit)
+        return place
+
     def update(self, version: int) -> Update:
         """As a merge rule takes it, when the model is of that version."""
         told = self.accepted.detail
@@ -88,7 +100,7 @@ class Arrived:
 
 def merged(fold: Fold, version: Version, arrived: Sequence[Arrived]) -> Version:
     """The next version: one update, or those of a round in the order of their units, whenever each has come."""
-    ordered = sorted(arrived, key=lambda each: each.accepted.unit)
+    ordered = sorted(arrived, key=lambda each: each.place)
     model, state = fold.merge(version.model, [each.update(version.number) for each in ordered], version.state)
     return Version(version.number + 1, model, state)
 
@@ -108,25 +120,83 @@ def replayed(folder: Path, fold: Fold) -> Version:
     blobs = BlobStore(folder / "blobs")
     with Ledger(folder / "ledger.sqlite") as ledger:
         first, opened = ledger.noted("first"), ledger.noted("opened", [])
-        accepted, standing = ledger.accepted(), ledger.standing()
+        accepted, standing, retractions = ledger.accepted(), ledger.standing(), ledger.retractions()
     if first is None:
         raise DataError(f"{folder} is not the folder of a pool: its ledger names no first model")
-    version = Version(0, *_first(blobs, first, fold))
-    if fold.arrival == "round":
-        for group in _rounds(accepted, opened, complete=not standing.open):
-            arrived = [Arrived(each, contents(blobs, each), version.model) for each in group]
-            version = merged(fold, version, arrived)
-        return version
-    bases = {0: version.model}
-    last_use = {each.base_version: position for position, each in enumerate(accepted)}
-    for position, each in enumerate(accepted):
-        base = bases[each.base_version]
-        if last_use[each.base_version] == position:
-            del bases[each.base_version]
-        version = merged(fold, version, [Arrived(each, contents(blobs, each), base)])
-        if version.number in last_use:
-            bases[version.number] = version.model
-    return version
+    model = _first(blobs, first)
+    if fold.arrival == "round" and standing.open:
+        accepted = [each for each in accepted if not opened or each.unit < opened[-1]]
+    return retold(
+        blobs, fold, model, accepted, retractions, opened if fold.arrival == "round" else None
+    ).version
+
+
+@dataclass(frozen=True)
+class Retold:
+    """Where a course has come to.
+
+    Arguments:
+        version: as it is handed out.
+        ahead: what the next merge goes on from: another one where results were retracted in the middle of a round.
+        bases: the models of the versions that were asked for, as they were handed out.
+    """
+
+    version: Version
+    ahead: Version
+    bases: dict[int, Arrays] = field(default_factory=dict)
+
+
+def retold(
+    blobs: BlobStore,
+    fold: Fold,
+    model: Arrays,
+    accepted: Sequence[Accepted],
+    retractions: Sequence[Retraction],
+    opened: Sequence[int] | None,
+    *,
+    keep: Collection[int] = (),
+) -> Retold:
+    """Walks a course from its first model.
+
+    Arguments:
+        blobs: with the updates.
+        fold: as the pool had it.
+        model: the first one.
+        accepted: results in their order; where they come in rounds, those of complete rounds.
+        retractions: in their order.
+        opened: numbers of the first unit of each round; None where every result is merged by itself.
+        keep: versions whose models are wanted.
+    """
+    groups = [[each] for each in accepted] if opened is None else _rounds(accepted, opened)
+    gone: list[frozenset[int]] = [frozenset()]
+    for retraction in retractions:
+        gone.append(gone[-1] | retraction.numbers)
+    last_use = {each.base_version: place for place, group in enumerate(groups) for each in group}
+    handed = Version(0, model, fold.begin(model))
+    lanes, current = [handed] * len(gone), 0
+    bases, kept = {0: model}, {0: model} if 0 in keep else {}
+    for place, group in enumerate(groups):
+        arrived = [Arrived(each, contents(blobs, each), bases[each.base_version]) for each in group]
+        for lane in range(current, len(gone)):
+            counting = [each for each in arrived if each.accepted.number not in gone[lane]]
+            before = replace(lanes[lane], number=handed.number)
+            lanes[lane] = (
+                merged(fold, before, counting) if counting else replace(before, number=before.number + 1)
+            )
+        number, before_jump = handed.number + 1, current
+        while current < len(retractions) and retractions[current].after <= group[-1].number:
+            current += 1
+        if opened is None:  # in the middle of a round the model stays as it was until the round is complete
+            number += current - before_jump
+        handed = replace(lanes[current], number=number)
+        for version in {each.base_version for each in group}:
+            if last_use[version] == place:
+                del bases[version]
+        if handed.number in last_use:
+            bases[handed.number] = handed.model
+        if handed.number in keep:
+            kept[handed.number] = handed.model
+    return Retold(handed, replace(lanes[-1], number=handed.number), kept)
 
 
 def saved_version(folder: Path) -> Version | None:
@@ -155,8 +225,8 @@ def loaded_version(blobs: BlobStore, number: int, manifest: str) -> Version:
         raise DataError(f"of the snapshot of version {number} a chunk is missing: {error.args[0]}") from None
 
 
-def contents(blobs: BlobStore, accepted: Accepted) -> dict[str, Array]:
-    """The arrays of an accepted result.
+def contents(blobs: BlobStore, accepted: Accepted | Claim) -> dict[str, Array]:
+    """The arrays of a result.
 
     Raises:
         DataError: they are damaged or missing.
@@ -165,26 +235,28 @@ def contents(blobs: BlobStore, accepted: Accepted) -> dict[str, Array]:
     try:
         return unpack(blobs.get_whole(manifest))
     except KeyError as error:
-        raise DataError(
-            f"of the accepted update {accepted.number} a chunk is missing: {error.args[0]}"
-        ) from None
+        told = (
+            f"accepted update {accepted.number}"
+            if isinstance(accepted, Accepted)
+            else f"claim on unit {accepted.unit}"
+        )
+        raise DataError(f"of the {told} a chunk is missing: {error.args[0]}") from None
 
 
-def _first(blobs: BlobStore, first: str, fold: Fold) -> tuple[Arrays, State]:
+def _first(blobs: BlobStore, first: str) -> Arrays:
     try:
         content = blobs.get_whole(Manifest.from_json(first, most_bytes=1 << 62))
     except KeyError as error:
         raise DataError(f"of the first model a chunk is missing: {error.args[0]}") from None
-    model = parted(unpack(content), "weights").get("", {})
-    return model, fold.begin(model)
+    return parted(unpack(content), "weights").get("", {})
 
 
-def _rounds(accepted: Iterable[Accepted], opened: Sequence[int], *, complete: bool) -> list[list[Accepted]]:
-    """Accepted results by round; the last round only if it is complete."""
+def _rounds(accepted: Iterable[Accepted], opened: Sequence[int]) -> list[list[Accepted]]:
+    """Accepted results by round; rounds without any were never merged."""
     groups: list[list[Accepted]] = [[] for _ in opened]
     for each in accepted:
         groups[bisect_right(opened, each.unit) - 1].append(each)
-    return groups if complete else groups[:-1]
+    return [group for group in groups if group]
 
 
 def shape_of(fold: Fold, model: Arrays) -> dict[str, Any]:

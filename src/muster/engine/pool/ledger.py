@@ -12,18 +12,21 @@ import hashlib
 import json
 import secrets
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from muster.engine.pool.group_commit import GroupCommit
+from muster.engine.pool.trust import Wanted
 from muster.errors import DataError
 
 FORMAT: Final = 1
 
-Outcome = Literal["accepted", "expired", "returned", "revoked", "refused", "failed"]
+Outcome = Literal[
+    "accepted", "expired", "returned", "revoked", "refused", "failed", "claimed", "confirmed", "lied"
+]
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -70,7 +73,45 @@ CREATE TABLE IF NOT EXISTS evidence (
     detail TEXT NOT NULL,
     hash TEXT NOT NULL
 );
+CREATE TABLE IF NOT EXISTS checks (
+    unit INTEGER PRIMARY KEY REFERENCES units,
+    wanted INTEGER NOT NULL,
+    trusted INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS claims (
+    token TEXT PRIMARY KEY REFERENCES leases,
+    unit INTEGER NOT NULL REFERENCES units,
+    worker TEXT NOT NULL,
+    content TEXT NOT NULL,
+    base_version INTEGER NOT NULL,
+    samples INTEGER NOT NULL,
+    time REAL NOT NULL,
+    detail TEXT NOT NULL,
+    verdict TEXT
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS claims_by_unit ON claims (unit);
+CREATE TABLE IF NOT EXISTS retracted (
+    number INTEGER PRIMARY KEY REFERENCES accepted,
+    after INTEGER NOT NULL,
+    event INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS again (unit INTEGER PRIMARY KEY REFERENCES units, place INTEGER NOT NULL);
 """
+
+
+#: Units that want more results than they have and are under way, for a worker that has none of them.
+_WANTING: Final = """
+SELECT u.unit, u.work, u.samples, u.attempts FROM checks AS c JOIN units AS u USING (unit)
+WHERE u.state = 'waiting' AND (c.trusted = 0 OR ?2)
+  AND u.active + (SELECT COUNT(*) FROM claims WHERE unit = u.unit AND verdict IS NULL) < c.wanted
+  AND NOT EXISTS (
+    SELECT 1 FROM leases WHERE unit = u.unit AND worker = ?1 AND (outcome IS NULL OR outcome = 'claimed')
+  )
+ORDER BY u.unit LIMIT 1
+"""
+
+CAUGHT: Final = "caught/"  # begins the names of the facts of workers that have lied
+_LAST_EVIDENCE: Final = "evidence"
 
 
 @dataclass(frozen=True)
@@ -100,6 +141,7 @@ class Lease:
         base_version: of the model that the worker begins from.
         granted, deadline: seconds on the run-wide clock.
         model: names that model, as whoever granted the lease wants to know it again.
+        checked: whether its result is compared with others before it counts.
     """
 
     token: str
@@ -110,6 +152,7 @@ class Lease:
     granted: float
     deadline: float
     model: str = ""
+    checked: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,6 +178,42 @@ class Accepted:
     samples: int
     time: float
     detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A result that is compared with others before one of them counts.
+
+    Arguments:
+        token, unit, worker, base_version: of the lease.
+        content, samples, time, detail: as in `Accepted`.
+        verdict: ``believed``, ``confirmed``, ``lie``, ``dropped``; None while there is none.
+        model: of the lease.
+    """
+
+    token: str
+    unit: int
+    worker: str
+    content: str
+    base_version: int
+    samples: int
+    time: float
+    detail: Mapping[str, Any]
+    verdict: str | None = None
+    model: str = ""
+
+
+@dataclass(frozen=True)
+class Retraction:
+    """Accepted results that count no longer, because their worker was caught lying.
+
+    Arguments:
+        after: number of the last result that had been accepted by then.
+        numbers: of the results.
+    """
+
+    after: int
+    numbers: frozenset[int]
 
 
 @dataclass(frozen=True)
@@ -283,6 +362,8 @@ class Ledger:
         model: str = "",
         copies: int = 0,
         copied: Sequence[int] | None = None,
+        check: Callable[[int], Wanted] | None = None,
+        trusted: bool = False,
     ) -> Lease | None:
         """Gives the first waiting unit to a worker.
 
@@ -293,6 +374,9 @@ class Ledger:
             copies: where nothing waits, a unit that is leased already may be given to so many workers more; never twice to
                 the same.
             copied: only these units may be; None for any.
+            check: what it takes to believe a unit that is leased for the first time. Units that want more results than they
+                have come first, with the model that the unit's other results are made from; never twice to the same worker.
+            trusted: whether the worker's word decides.
 
         Returns:
             None where there is nothing to do.
@@ -305,6 +389,8 @@ class Ledger:
             model=model,
             copies=copies,
             copied=copied,
+            check=check,
+            trusted=trusted,
         ).result()
 
     def grant_soon(
@@ -317,35 +403,53 @@ class Ledger:
         model: str = "",
         copies: int = 0,
         copied: Sequence[int] | None = None,
+        check: Callable[[int], Wanted] | None = None,
+        trusted: bool = False,
     ) -> Future[Lease | None]:
         """As `grant`."""
         token = secrets.token_hex(16)
 
         def grant(connection: sqlite3.Connection) -> Lease | None:
-            row = connection.execute(
-                "SELECT unit, work, samples, attempts FROM units WHERE state = 'waiting' AND active = 0 "
-                "ORDER BY unit LIMIT 1"
-            ).fetchone()
+            row, checked = None, False
+            if check is not None:
+                row = connection.execute(_WANTING, (worker, trusted)).fetchone()
+                checked = row is not None
+            if row is None:
+                row = connection.execute(
+                    "SELECT unit, work, samples, attempts FROM units WHERE state = 'waiting' AND active = 0 "
+                    "AND unit NOT IN (SELECT unit FROM checks) ORDER BY unit LIMIT 1"
+                ).fetchone()
+                if row is not None and check is not None:
+                    checked = _checked(connection, row[0], check(row[0]))
             if row is None and copies > 0:
                 row = connection.execute(
-                    "SELECT unit, work, samples, attempts FROM units AS u WHERE state = 'waiting' AND active <= ? "
-                    "AND NOT EXISTS (SELECT 1 FROM leases WHERE unit = u.unit AND outcome IS NULL AND worker = ?) "
+                    "SELECT unit, work, samples, attempts FROM units AS u WHERE state = 'waiting' "
+                    "AND active BETWEEN 1 AND ? AND NOT EXISTS (SELECT 1 FROM leases WHERE unit = u.unit AND worker = ? "
+                    "AND (outcome IS NULL OR outcome = 'claimed')) "
                     "AND (?3 IS NULL OR unit IN (SELECT value FROM json_each(?3))) ORDER BY active, unit LIMIT 1",
                     (copies, worker, None if copied is None else json.dumps(list(copied))),
                 ).fetchone()
+                checked = row is not None and _is_checked(connection, row[0])
             if row is None:
                 return None
             number, work, samples, attempts = row
             unit = Unit(number, json.loads(work), samples)
+            version, handed = base_version, model
+            if checked:
+                version, handed = _base(connection, number) or (base_version, model)
+                # Leases beside this one are no failed attempts, and nobody is told whether it is the first.
+                (attempts,) = connection.execute(
+                    "SELECT attempts - active FROM units WHERE unit = ?", (number,)
+                ).fetchone()
             connection.execute(
                 "UPDATE units SET attempts = attempts + 1, active = active + 1 WHERE unit = ?", (number,)
             )
             connection.execute(
                 "INSERT INTO leases (token, unit, worker, attempt, base_version, granted, deadline, model) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (token, number, worker, attempts + 1, base_version, now, deadline, model),
+                (token, number, worker, attempts + 1, version, now, deadline, handed),
             )
-            return Lease(token, unit, worker, attempts + 1, base_version, now, deadline, model)
+            return Lease(token, unit, worker, attempts + 1, version, now, deadline, handed, checked)
 
         return self._commits.submit(grant)
 
@@ -429,31 +533,151 @@ class Ledger:
 
         def accept(connection: sqlite3.Connection) -> Accepted:
             unit, worker, base_version = _active(connection, token)
-            _end(connection, token, "accepted", now, "")
-            others = connection.execute(
-                "SELECT token FROM leases WHERE unit = ? AND outcome IS NULL", (unit,)
-            ).fetchall()
-            for (other,) in others:
-                _end(connection, other, "revoked", now, f"the result of {worker} was first")
-            connection.execute("UPDATE units SET state = 'done', active = 0 WHERE unit = ?", (unit,))
-            told = dict(detail or {})
-            cursor = connection.execute(
-                "INSERT INTO accepted (token, unit, worker, content, base_version, samples, time, detail) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (token, unit, worker, content, base_version, samples, now, json.dumps(told)),
-            )
-            number = cursor.lastrowid
-            assert number is not None
-            if rest is not None:
-                connection.execute(
-                    "INSERT INTO units (unit, work, samples) SELECT MAX(unit) + 1, ?, ? FROM units",
-                    (json.dumps(dict(rest[0])), rest[1]),
-                )
-            for name, value in (notes or {}).items():
-                _note(connection, name, value)
-            return Accepted(number, token, unit, worker, content, base_version, samples, now, told)
+            claim = Claim(token, unit, worker, content, base_version, samples, now, dict(detail or {}))
+            return _accept(connection, claim, now, rest=rest, notes=notes)
 
         return self._commits.submit(accept)
+
+    def claim(
+        self, token: str, *, content: str, samples: int, now: float, detail: Mapping[str, Any] | None = None
+    ) -> Claim:
+        """Takes a result that does not count before it was compared with others; its lease ends.
+
+        Arguments:
+            token, content, samples, now, detail: as in `accept`.
+
+        Raises:
+            NotActive: the lease has ended.
+        """
+
+        def claim(connection: sqlite3.Connection) -> Claim:
+            unit, worker, base_version = _active(connection, token)
+            made = Claim(token, unit, worker, content, base_version, samples, now, dict(detail or {}))
+            _end(connection, token, "claimed", now, "")
+            connection.execute(
+                "UPDATE units SET active = active - 1, attempts = attempts - 1 WHERE unit = ?", (unit,)
+            )
+            connection.execute(
+                "INSERT INTO claims VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)",
+                (token, unit, worker, content, base_version, samples, now, json.dumps(made.detail)),
+            )
+            return made
+
+        return self._commits.call(claim)
+
+    def want(self, unit: int, wanted: Wanted) -> None:
+        """Asks for more results of a unit that is checked."""
+        self._commits.call(
+            lambda connection: connection.execute(
+                "UPDATE checks SET wanted = ?, trusted = ? WHERE unit = ?",
+                (wanted.results, wanted.trusted, unit),
+            )
+        )
+
+    def settle(
+        self,
+        believed: Claim,
+        *,
+        now: float,
+        detail: Mapping[str, Any] | None = None,
+        notes: Mapping[str, Any] | None = None,
+        lies: Mapping[str, str] | None = None,
+        anew_from: int = 0,
+    ) -> tuple[Accepted, Retraction | None]:
+        """Accepts one of a unit's claims, and retracts what was believed on the word of those who lied, all or nothing.
+
+        Arguments:
+            believed: the claim that counts.
+            now: seconds on the run-wide clock.
+            detail: what belongs to the accepted result beside the claim's own.
+            notes: facts that go on record with it.
+            lies: by the token of a claim of this unit, why it is one.
+            anew_from: retracted work of units from this one on is to be done again, under new numbers.
+
+        Returns:
+            The accepted result, and what was retracted, if anything was.
+        """
+
+        def settle(connection: sqlite3.Connection) -> tuple[Accepted, Retraction | None]:
+            accepted = _accept(
+                connection, replace(believed, detail={**believed.detail, **(detail or {})}), now, notes=notes
+            )
+            liars: dict[str, str] = {}
+            for claim in _claims(connection, "unit = ? AND verdict IS NULL", believed.unit):
+                verdict = "confirmed"
+                if claim.token == believed.token:
+                    verdict = "believed"
+                elif claim.token in (lies or {}):
+                    verdict = "lie"
+                    told = f"unit {claim.unit}: {(lies or {})[claim.token]}; it sent {claim.content}"
+                    liars.setdefault(claim.worker, told)
+                    _testify(connection, "lie", claim.worker, told, now)
+                connection.execute("UPDATE claims SET verdict = ? WHERE token = ?", (verdict, claim.token))
+                if verdict != "believed":
+                    _end(connection, claim.token, "lied" if verdict == "lie" else "confirmed", now, "")
+            connection.execute("DELETE FROM checks WHERE unit = ?", (believed.unit,))
+            numbers: list[int] = []
+            for worker, told in liars.items():
+                numbers += self._disown(connection, worker, told, now, anew_from)
+            if not numbers:
+                return accepted, None
+            connection.executemany(
+                "INSERT INTO retracted SELECT ?, ?, COALESCE(MAX(event), 0) + ? FROM retracted",
+                [(number, accepted.number, place == 0) for place, number in enumerate(sorted(numbers))],
+            )
+            return accepted, Retraction(accepted.number, frozenset(numbers))
+
+        return self._commits.call(settle)
+
+    def _disown(
+        self, connection: sqlite3.Connection, worker: str, told: str, now: float, anew_from: int
+    ) -> list[int]:
+        """A worker was caught: ends its leases, drops its claims, and has its unconfirmed work done again."""
+        _note(connection, f"{CAUGHT}{worker}", told)
+        leases = connection.execute(
+            "SELECT token, unit FROM leases WHERE worker = ? AND outcome IS NULL", (worker,)
+        ).fetchall()
+        for token, unit in leases:
+            _end(connection, token, "revoked", now, "its worker was caught lying")
+            self._release(connection, unit, counts=False)
+        for claim in _claims(connection, "worker = ? AND verdict IS NULL", worker):
+            connection.execute("UPDATE claims SET verdict = 'dropped' WHERE token = ?", (claim.token,))
+            _end(connection, claim.token, "revoked", now, "its worker was caught lying")
+        alone = [
+            each
+            for each in _accepted(
+                connection, "worker = ? AND number NOT IN (SELECT number FROM retracted)", worker
+            )
+            if len(each.detail.get("agreed", ())) < 2
+        ]
+        for each in alone:
+            if each.unit < anew_from:
+                continue
+            connection.execute(
+                "INSERT INTO again SELECT MAX(u.unit) + 1, ? FROM units AS u",
+                (each.detail.get("place", each.unit),),
+            )
+            connection.execute(
+                "INSERT INTO units (unit, work, samples) SELECT (SELECT MAX(unit) FROM again), work, "
+                "CASE WHEN json_extract(work, '$.begin') IS NULL THEN samples ELSE ? END FROM units WHERE unit = ?",
+                (each.samples, each.unit),
+            )
+            if "own" in each.detail:  # its keeper begins anew, if nobody has brought something since
+                connection.execute(
+                    "DELETE FROM facts WHERE name = ? AND value = ?",
+                    (each.detail["keeper"], json.dumps(each.detail["own"])),
+                )
+        if alone:
+            redone = sum(each.unit >= anew_from for each in alone)
+            _testify(
+                connection,
+                "retracted",
+                worker,
+                f"{len(alone)} results that nobody had confirmed, of which {redone} are done again: "
+                f"{_listed([each.number for each in alone])}",
+                now,
+            )
+        return [each.number for each in alone]
 
     def end(self, token: str, outcome: Outcome, *, now: float, reason: str = "", counts: bool = True) -> bool:
         """Ends a lease without a result: given back, refused, failed.
@@ -578,20 +802,7 @@ class Ledger:
     def testify(self, kind: str, worker: str, detail: str, *, now: float) -> Evidence:
         """Puts what was not as it should be on record, chained to what was before."""
 
-        def testify(connection: sqlite3.Connection) -> Evidence:
-            row = connection.execute(
-                "SELECT number, hash FROM evidence ORDER BY number DESC LIMIT 1"
-            ).fetchone()
-            number, before = row or (0, "")
-            entry = Evidence(number + 1, now, kind, worker, detail, "")
-            entry = replace(entry, hash=_chained(before, entry))
-            connection.execute(
-                "INSERT INTO evidence VALUES (?, ?, ?, ?, ?, ?)",
-                (entry.number, now, kind, worker, detail, entry.hash),
-            )
-            return entry
-
-        return self._commits.call(testify)
+        return self._commits.call(lambda connection: _testify(connection, kind, worker, detail, now))
 
     def evidence(self) -> list[Evidence]:
         """The log.
@@ -605,12 +816,41 @@ class Ledger:
             return [Evidence(*row) for row in rows]
 
         entries = self._commits.read(read)
-        before = ""
-        for position, entry in enumerate(entries, 1):
-            if entry.number != position or entry.hash != _chained(before, entry):
-                raise DataError(f"the evidence log has been altered at or before its entry {position}")
-            before = entry.hash
+        broken = first_broken(entries, last=self.noted(_LAST_EVIDENCE))
+        if broken is not None:
+            raise DataError(f"the evidence log has been altered at or before its entry {broken}")
         return entries
+
+    def claims(self, unit: int | None = None) -> list[Claim]:
+        """Results that were compared or are to be, of one unit or of all, in the order in which they came."""
+        return self._commits.read(lambda connection: _claims(connection, "?1 IS NULL OR unit = ?1", unit))
+
+    def claimed(self, token: str) -> Claim | None:
+        """The claim of a lease."""
+        found = self._commits.read(lambda connection: _claims(connection, "token = ?", token))
+        return found[0] if found else None
+
+    def checks(self) -> dict[int, Wanted]:
+        """What it takes to believe each unit that is being checked."""
+
+        def read(connection: sqlite3.Connection) -> dict[int, Wanted]:
+            rows = connection.execute("SELECT unit, wanted, trusted FROM checks").fetchall()
+            return {unit: Wanted(results, bool(trusted)) for unit, results, trusted in rows}
+
+        return self._commits.read(read)
+
+    def retractions(self) -> list[Retraction]:
+        """What was retracted, in order."""
+
+        def read(connection: sqlite3.Connection) -> list[Retraction]:
+            found: dict[int, tuple[int, set[int]]] = {}
+            for number, after, event in connection.execute(
+                "SELECT number, after, event FROM retracted ORDER BY event, number"
+            ):
+                found.setdefault(event, (after, set()))[1].add(number)
+            return [Retraction(after, frozenset(numbers)) for after, numbers in found.values()]
+
+        return self._commits.read(read)
 
     def note(self, name: str, value: Any) -> None:
         """Puts a fact on record, in place of an earlier one of that name."""
@@ -644,9 +884,125 @@ def _note(connection: sqlite3.Connection, name: str, value: Any) -> None:
     )
 
 
+def first_broken(entries: Sequence[Evidence], *, last: tuple[int, str] | None = None) -> int | None:
+    """The number of the first entry of an evidence log that is not what was written; None if there is none.
+
+    Whoever may write the file may write a new chain. `last` says what the log must at least contain: number and hash of an
+    entry that was noted before, by the ledger itself or by somebody who trusts no file.
+    """
+    before = ""
+    for position, entry in enumerate(entries, 1):
+        if entry.number != position or entry.hash != _chained(before, entry):
+            return position
+        if last is not None and last[0] == position and last[1] != entry.hash:
+            return position
+        before = entry.hash
+    return len(entries) + 1 if last is not None and last[0] > len(entries) else None
+
+
+def _testify(connection: sqlite3.Connection, kind: str, worker: str, detail: str, now: float) -> Evidence:
+    row = connection.execute("SELECT number, hash FROM evidence ORDER BY number DESC LIMIT 1").fetchone()
+    number, before = row or (0, "")
+    entry = Evidence(number + 1, now, kind, worker, detail, "")
+    entry = replace(entry, hash=_chained(before, entry))
+    connection.execute(
+        "INSERT INTO evidence VALUES (?, ?, ?, ?, ?, ?)",
+        (entry.number, now, kind, worker, detail, entry.hash),
+    )
+    _note(connection, _LAST_EVIDENCE, [entry.number, entry.hash])
+    return entry
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    """The first numbers of some, in words."""
+    return ", ".join(map(str, numbers[:20])) + (" ..." if len(numbers) > 20 else "")
+
+
 def _chained(before: str, entry: Evidence) -> str:
     told = json.dumps([before, entry.number, entry.time, entry.kind, entry.worker, entry.detail])
     return hashlib.blake2b(told.encode(), digest_size=20).hexdigest()
+
+
+def _accept(
+    connection: sqlite3.Connection,
+    claim: Claim,
+    now: float,
+    *,
+    rest: tuple[Mapping[str, Any], int] | None = None,
+    notes: Mapping[str, Any] | None = None,
+) -> Accepted:
+    """A result counts; all other leases of its unit are revoked."""
+    unit, worker, told = claim.unit, claim.worker, dict(claim.detail)
+    place = connection.execute("SELECT place FROM again WHERE unit = ?", (unit,)).fetchone()
+    if place is not None:
+        told["place"] = place[0]
+    _end(connection, claim.token, "accepted", now, "")
+    others = connection.execute(
+        "SELECT token FROM leases WHERE unit = ? AND outcome IS NULL", (unit,)
+    ).fetchall()
+    for (other,) in others:
+        _end(connection, other, "revoked", now, f"the result of {worker} was first")
+    connection.execute("UPDATE units SET state = 'done', active = 0 WHERE unit = ?", (unit,))
+    cursor = connection.execute(
+        "INSERT INTO accepted (token, unit, worker, content, base_version, samples, time, detail) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            claim.token,
+            unit,
+            worker,
+            claim.content,
+            claim.base_version,
+            claim.samples,
+            now,
+            json.dumps(told),
+        ),
+    )
+    number = cursor.lastrowid
+    assert number is not None
+    if rest is not None:
+        connection.execute(
+            "INSERT INTO units (unit, work, samples) SELECT MAX(unit) + 1, ?, ? FROM units",
+            (json.dumps(dict(rest[0])), rest[1]),
+        )
+    for name, value in (notes or {}).items():
+        _note(connection, name, value)
+    return Accepted(
+        number, claim.token, unit, worker, claim.content, claim.base_version, claim.samples, now, told
+    )
+
+
+def _checked(connection: sqlite3.Connection, unit: int, wanted: Wanted) -> bool:
+    """Puts on record what it takes to believe a unit; whether that is more than one word."""
+    if wanted.results > 1:
+        connection.execute("INSERT INTO checks VALUES (?, ?, ?)", (unit, wanted.results, wanted.trusted))
+    return wanted.results > 1
+
+
+def _is_checked(connection: sqlite3.Connection, unit: int) -> bool:
+    return connection.execute("SELECT 1 FROM checks WHERE unit = ?", (unit,)).fetchone() is not None
+
+
+def _base(connection: sqlite3.Connection, unit: int) -> tuple[int, str] | None:
+    """The model that a unit's results are made from, if any is there or under way."""
+    found: tuple[int, str] | None = connection.execute(
+        "SELECT base_version, model FROM leases WHERE unit = ? AND (outcome IS NULL OR outcome = 'claimed') "
+        "ORDER BY granted LIMIT 1",
+        (unit,),
+    ).fetchone()
+    return found
+
+
+def _claims(connection: sqlite3.Connection, condition: str, *values: Any) -> list[Claim]:
+    rows = connection.execute(
+        "SELECT token, unit, worker, content, base_version, samples, time, detail, verdict, "
+        "(SELECT model FROM leases WHERE token = claims.token) FROM claims "
+        f"WHERE {condition} ORDER BY time, token",
+        values,
+    ).fetchall()
+    return [
+        Claim(token, unit, worker, content, base_version, samples, time, json.loads(detail), verdict, model)
+        for token, unit, worker, content, base_version, samples, time, detail, verdict, model in rows
+    ]
 
 
 def _accepted(connection: sqlite3.Connection, condition: str, *values: Any) -> list[Accepted]:
@@ -664,7 +1020,8 @@ def _accepted(connection: sqlite3.Connection, condition: str, *values: Any) -> l
 def _leases(connection: sqlite3.Connection, condition: str, *values: Any) -> list[Lease]:
     rows = connection.execute(
         "SELECT l.token, u.unit, u.work, u.samples, l.worker, l.attempt, l.base_version, l.granted, l.deadline, "
-        f"l.model FROM leases AS l JOIN units AS u USING (unit) WHERE {condition} ORDER BY l.deadline",
+        "l.model, l.unit IN (SELECT unit FROM checks) AS checked FROM leases AS l JOIN units AS u USING (unit) "
+        f"WHERE {condition} ORDER BY l.deadline",
         values,
     ).fetchall()
     return [

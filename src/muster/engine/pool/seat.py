@@ -113,7 +113,8 @@ class Seat(Protocol):
         ...
 
     def hand_in(self, token: str, result: Handing) -> int:
-        """Hands a result in; returns its number once it is on the coordinator's disk.
+        """Hands a result in; returns its number once it is on the coordinator's disk, or 0 if it does not count yet: it is
+        to be compared with others first.
 
         A result that was accepted before is answered with its number again: its worker did not hear the first answer.
 
