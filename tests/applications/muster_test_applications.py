@@ -229,6 +229,50 @@ class Pictures(Application):
         return nn.functional.mse_loss(model(pictures), pictures.mean((2, 3)))
 
 
+class LabelledWhat(What):
+    samples: int = 60
+    named: bool = True
+
+
+class Labels(Dataset):
+    """Samples of three classes."""
+
+    def __init__(self, samples: int, named: bool) -> None:
+        generator = torch.Generator().manual_seed(11)
+        self.inputs = torch.randn(samples, 5, generator=generator)
+        self.classes = torch.arange(samples) % 3
+        if named:
+            self.labels = self.classes.tolist()
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.inputs[index], self.classes[index]
+
+
+class Labelled(Application):
+    """A classifier with dropout; its data may name their classes."""
+
+    What = LabelledWhat
+
+    def build_model(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3))
+
+    def training_data(self) -> Dataset:
+        return Labels(self.what.samples, self.what.named)
+
+    def loss(self, model: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    def evaluation_data(self) -> list[int]:
+        return [0]
+
+    def evaluate(self, model: nn.Module, item: int) -> dict[str, float]:
+        data = Labels(self.what.samples, False)
+        return {"accuracy": float((model(data.inputs).argmax(1) == data.classes).double().mean())}
+
+
 @dataclass(frozen=True)
 class Halfway(MergeRule):
     """A merge rule of another package: half of the way."""

@@ -17,6 +17,7 @@ from muster.spec.wording import describe, describe_type, section_of
 from muster.spec.writing import flow
 
 _WIDTH = 100
+_OF_GANGS = ("address", "min_ranks", "max_ranks", "cpus_per_rank", "gpus_per_rank", "memory_per_rank")
 
 
 def template(app: str, shape: str = "gang") -> str:
@@ -43,14 +44,24 @@ def template(app: str, shape: str = "gang") -> str:
     ]
     for part, model in (("what", load_application(name).What), ("how", SHAPES[shape]), ("where", Where)):
         lines += ["", *_comment(describe(Job.model_fields[part]), ""), f"{part}:"]
-        lines += _section(model, "  ", fixed, everything=part == "what")
+        left_out = _OF_GANGS if part == "where" and shape != "gang" else ()
+        lines += _section(model, "  ", fixed, everything=part == "what", left_out=left_out)
     return "\n".join(lines) + "\n"
 
 
-def _section(model: type[BaseModel], indent: str, fixed: dict[str, str], *, everything: bool) -> list[str]:
+def _section(
+    model: type[BaseModel],
+    indent: str,
+    fixed: dict[str, str],
+    *,
+    everything: bool,
+    left_out: tuple[str, ...] = (),
+) -> list[str]:
     """A section's lines; live are required keys, those with examples, and with ``everything`` all defaults."""
     lines: list[str] = []
     for key, field in model.model_fields.items():
+        if key in left_out:
+            continue
         default = None if field.is_required() else _plain(field, field.get_default(call_default_factory=True))
         inner = section_of(field.annotation)
         lines += _comment(describe(field), indent)
