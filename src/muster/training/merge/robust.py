@@ -17,13 +17,13 @@ import numpy.typing as npt
 
 from muster.errors import RefusedInput
 from muster.training.merge.rule import Array, Arrays, MergeRule, State, Update, combined
-from muster.training.merge.sorting_network import sort_columns
+from muster.training.merge.sorting_network import mean_between, sort_columns
 
 Merged = tuple[Mapping[str, Array], State]
 Matrix = npt.NDArray[np.float64]
-Rows = Sequence[npt.NDArray[Any]]
+Block = npt.NDArray[Any]
 
-_CACHED = 1 << 18  # bytes of a block that stay in the second-level cache
+_CACHED = 1 << 19  # bytes of a block that stay in the second-level cache
 
 
 def blocks(name: str, updates: Sequence[Update]) -> Iterator[tuple[slice, Matrix]]:
@@ -47,14 +47,46 @@ def blocks(name: str, updates: Sequence[Update]) -> Iterator[tuple[slice, Matrix
         yield here, block
 
 
+def _stacked(name: str, updates: Sequence[Update]) -> Iterator[tuple[slice, Block, Block]]:
+    """An array of all updates as they are, some columns at a time: where, the trained values, and their bases.
+
+    Both are ``[updates, columns]`` of float32 or float64, the bases ``[1, columns]`` where all began from the same model. The
+    blocks are overwritten by the next.
+    """
+    sides = [[update.arrays[name] for update in updates], [update.base[name] for update in updates]]
+    if _together(updates):
+        sides[1] = sides[1][:1]
+    precise = np.float32 if np.result_type(*sides[0], *sides[1]).itemsize <= 4 else np.float64
+    flat = [[np.ravel(array) for array in side] for side in sides]
+    size = flat[0][0].size
+    columns = max(256, _CACHED // (np.dtype(precise).itemsize * len(updates)))
+    held = [np.empty((len(side), min(size, columns)), dtype=precise) for side in flat]
+    for start in range(0, size, columns):
+        here = slice(start, min(start + columns, size))
+        trained, bases = (
+            np.stack([array[here] for array in side], out=block[:, : here.stop - start], casting="same_kind")
+            for side, block in zip(flat, held, strict=True)
+        )
+        yield here, trained, bases
+
+
+def _together(updates: Sequence[Update]) -> bool:
+    """Whether all have begun from the same model."""
+    return all(update.base is updates[0].base for update in updates)
+
+
 def gram(model: Arrays, updates: Sequence[Update]) -> Matrix:
     """Inner products of the changes, each less the mean of all, of shape ``(updates, updates)``."""
-    products = np.zeros((len(updates), len(updates)))
+    from muster.training.merge.column_kernels import add_products  # numba takes half a second to import
+
+    count = len(updates)
+    rows = -(-count // 4) * 4
+    products = np.zeros((rows, rows))
     for name in model:
-        for _, block in blocks(name, updates):
-            block -= block.mean(axis=0)
-            products += block @ block.T
-    return products
+        for _, trained, bases in _stacked(name, updates):
+            add_products(trained, bases, products)
+    below = np.tril(products[:count, :count])
+    return below + np.tril(below, -1).T
 
 
 def squared_distances(products: Matrix) -> Matrix:
@@ -102,41 +134,38 @@ class _ByCoordinate(_Robust):
     """Each coordinate by itself."""
 
     @abstractmethod
-    def _of_sorted(self, rows: Rows) -> Matrix:
-        """The result of each coordinate, of shape ``(columns,)``; of each, ``rows`` has the values in ascending order."""
+    def _kept(self, count: int) -> tuple[int, int]:
+        """Of ``count`` values in ascending order the first whose mean is taken, and the first after them."""
 
     def _merge(self, model: Arrays, updates: Sequence[Update], state: State) -> Merged:
         self._refuse_too_few(len(updates))
-        return _by_coordinate(model, updates, self._of_sorted), state
+        first, last = self._kept(len(updates))
+        return _by_coordinate(model, updates, lambda block: mean_between(block, first, last)), state
 
 
 def _by_coordinate(
-    model: Arrays, updates: Sequence[Update], of_sorted: Callable[[Rows], Matrix]
+    model: Arrays, updates: Sequence[Update], of_block: Callable[[Block], Matrix]
 ) -> dict[str, Array]:
-    """``W + A(D_1, ..., D_n)`` for a function of each coordinate's sorted values that follows when all are shifted.
+    """``W + A(D_1, ..., D_n)`` for a function of each coordinate's values that follows when all are shifted.
 
     Updates that began from the same model are in the order of their weights, which need not be subtracted first.
     """
-    together = all(update.base is updates[0].base for update in updates)
+    together = _together(updates)
     merged: dict[str, Array] = {}
     for name, array in model.items():
-        change = np.empty(array.size)
-        if together:
-            base = np.ravel(updates[0].base[name])
-            trained = [np.ravel(update.arrays[name]) for update in updates]
-            columns = max(256, _CACHED // (trained[0].itemsize * len(updates)))
-            for start in range(0, array.size, columns):
-                here = slice(start, min(start + columns, array.size))
-                rows = sort_columns(np.stack([each[here] for each in trained]))
-                np.subtract(of_sorted(rows), base[here], out=change[here])
-        else:
-            for here, block in blocks(name, updates):
-                change[here] = of_sorted(sort_columns(block))
-        merged[name] = array + change.reshape(array.shape)
+        whole, before = np.empty_like(array, order="C"), np.ravel(array)
+        after = whole.reshape(-1)
+        for here, trained, bases in _stacked(name, updates):
+            if together:
+                change = of_block(trained) - bases[0]
+            else:
+                change = of_block(trained.astype(np.float64) - bases)
+            np.add(before[here], change, out=after[here], casting="same_kind")
+        merged[name] = whole
     return merged
 
 
-def _mean_of_rows(rows: Rows) -> Matrix:
+def _mean_of_rows(rows: Sequence[Block]) -> Matrix:
     total = np.zeros(len(rows[0]))
     for row in rows:
         total += row
@@ -144,8 +173,9 @@ def _mean_of_rows(rows: Rows) -> Matrix:
     return total
 
 
-def _middle(rows: Rows) -> Matrix:
-    return _mean_of_rows(rows[(len(rows) - 1) // 2 : len(rows) // 2 + 1])
+def _middle(count: int) -> tuple[int, int]:
+    """The one or two positions in the middle of ``count`` values, as the first and the first after them."""
+    return (count - 1) // 2, count // 2 + 1
 
 
 @dataclass(frozen=True)
@@ -154,8 +184,8 @@ class CoordinateMedian(_ByCoordinate):
 
     name: ClassVar[str] = "median"
 
-    def _of_sorted(self, rows: Rows) -> Matrix:
-        return _middle(rows)
+    def _kept(self, count: int) -> tuple[int, int]:
+        return _middle(count)
 
 
 @dataclass(frozen=True)
@@ -174,8 +204,8 @@ class TrimmedMean(_ByCoordinate):
     def _least(self) -> int:
         return 2 * self.f + 1
 
-    def _of_sorted(self, rows: Rows) -> Matrix:
-        return _mean_of_rows(rows[self.f : len(rows) - self.f])
+    def _kept(self, count: int) -> tuple[int, int]:
+        return self.f, count - self.f
 
 
 @dataclass(frozen=True)
@@ -264,8 +294,9 @@ class Bulyan(_Robust):
         chosen = [updates[position] for position in sorted(self.select(model, updates))]
         kept = len(chosen) - 2 * self.f
 
-        def nearest_to_median(rows: Rows) -> Matrix:
-            count, median = len(rows), _middle(rows)
+        def nearest_to_median(block: Block) -> Matrix:
+            rows, count = sort_columns(block), len(block)
+            median = _mean_of_rows(rows[slice(*_middle(count))])
             # Sorted values that are nearest to a point lie side by side: the window whose farther end is nearest.
             farther = np.stack(
                 [

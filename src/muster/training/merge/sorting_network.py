@@ -30,16 +30,31 @@ def comparisons(count: int) -> tuple[tuple[int, int], ...]:
     return tuple(pairs)
 
 
+@lru_cache(maxsize=64)
+def _pairs(count: int) -> npt.NDArray[np.int64]:
+    return np.array(comparisons(count), dtype=np.int64).reshape(-1, 2)
+
+
 def sort_columns(rows: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
     """The rows of a matrix with each column sorted, the least first; the matrix is used up.
 
     Arguments:
         rows: ``[values, columns]``, without NaN; best so few columns that all fits the processor's cache.
     """
-    sorted_, spare = list(rows), np.empty_like(rows[0])
-    for low, high in comparisons(len(rows)):
-        first, second = sorted_[low], sorted_[high]
-        np.minimum(first, second, out=spare)
-        np.maximum(first, second, out=second)
-        sorted_[low], spare = spare, first
-    return sorted_
+    from muster.training.merge.column_kernels import sort_strips  # numba takes half a second to import
+
+    sort_strips(rows, _pairs(len(rows)))
+    return list(rows)
+
+
+def mean_between(rows: npt.NDArray[Any], first: int, last: int) -> npt.NDArray[np.float64]:
+    """The mean, for each column of a matrix, of its values from the ``first`` smallest up to, but not with, the ``last``.
+
+    Arguments:
+        rows: as of `sort_columns`.
+    """
+    from muster.training.merge.column_kernels import mean_of_middle
+
+    means = np.empty(rows.shape[1])
+    mean_of_middle(rows, _pairs(len(rows)), first, last, means)
+    return means
