@@ -15,6 +15,7 @@ import pytest
 
 import muster.merge
 from muster.engine import gang
+from muster.engine.pool.chaos import Disturbance
 from muster.engine.pool.coordinator import BelowQuorum, Coordinator, Rules
 from muster.engine.pool.course import replayed
 from muster.engine.pool.ledger import Ledger
@@ -114,6 +115,50 @@ def pid_of(ray: RayPool, actor: Any) -> int:
         with contextlib.suppress(ray._ray.exceptions.ActorUnavailableError):
             return int(ray._ray.get(actor.pid.remote()))
         time.sleep(0.1)
+
+
+class Switch:
+    """Machines that are there while a test wants them."""
+
+    notice_s = 0.0
+
+    def __init__(self, machines: int) -> None:
+        self.machines = machines
+
+    def at(self, time_s: float) -> int:
+        return self.machines
+
+
+@pytest.mark.kill
+def test_workers_go_with_their_machines_and_come_back_with_them(session: object, tmp_path: Path) -> None:
+    events: list[tuple[str, str]] = []
+    machines = Switch(1)
+    with ray_pool(
+        session,  # type: ignore[arg-type]
+        lambda told, merged: coordinator(tmp_path, 12, told, merged),
+        slowly,
+        workers=2,
+        told=lambda kind, who, detail: events.append((kind, who)),
+        disturbance=Disturbance(presence=machines),
+    ) as ray:
+        versions = ray.versions()
+        while next(versions).number < 3:
+            assert {who for _, who in events} <= {"worker 0"}  # there is no machine for another
+        machines.machines = 0
+        while ray.pids:
+            ray.news()
+        before = ray.accepted
+        for _ in range(5):
+            assert ray.news().accepted == before
+        machines.machines = 2
+        final = [*versions, ray.newest()][-1]
+    assert final.number == 12
+    joined = [who for kind, who in events if kind == "joined"]
+    assert [who for kind, who in events if kind == "killed"] == ["worker 0"]
+    assert "worker 0" in joined
+    assert set(joined[1:]) <= {"worker 1", "worker 0.1"}
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        assert sum(each.samples for each in ledger.accepted()) == 12 * 6 * 3
 
 
 @pytest.mark.kill
