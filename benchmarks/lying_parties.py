@@ -5,7 +5,8 @@
 Ten parties share the handwritten digits that scikit-learn carries, evenly and at random; the first two lie. A perceptron
 with 64 hidden units in each of two layers is trained in ten rounds, in each of which a party does one epoch of SGD with
 momentum, under every rule that withstands bad updates and under FedAvg, which does not. Accuracy is that on the digits held
-out, after the last round; the seeds draw the shares, the first weights and the order of samples.
+out, after the last round; a model that lies have thrown so far that no party's training ends in finite numbers stays as it
+is, since the pool takes no other updates. The seeds draw the shares, the first weights and the order of samples.
 
 What a liar hands in, for the change D that it would have made honestly:
 
@@ -39,6 +40,7 @@ from printed_results import Verdicts, print_heading, print_table
 from torch import nn
 
 import muster
+from muster.engine.pool.coordinator import BelowQuorum
 from muster.errors import RefusedInput
 from muster.federated import LocalTraining, simulate
 from muster.merge import MergeRule, Update
@@ -157,13 +159,14 @@ def trained(
     rounds: int,
     seed: int,
 ) -> float | None:
-    """Accuracy on held-out digits after all rounds, in percent; None where the rule wants more parties."""
+    """Accuracy in % on held-out digits after the last round that could be merged; None where the rule wants more parties."""
     pixels = torch.from_numpy(digits.train.pixels.transpose(0, 3, 1, 2).copy())
     labels = torch.from_numpy(digits.train.labels)
     shares = []
     for number, mine in enumerate(muster.federated.even(len(labels), parties, seed=seed)):
         flipped = attack == "label flip" and number < liars
         shares.append((pixels[mine], 9 - labels[mine] if flipped else labels[mine]))
+    name = rule.name
     if attack in ATTACKS:
         rule = Lying(rule, ATTACKS[attack], liars, seed)
 
@@ -171,14 +174,22 @@ def trained(
         torch.manual_seed(seed)
         return Perceptron(mean=digits.mean, deviation=digits.deviation)
 
+    pictures = torch.from_numpy(digits.test.pixels.transpose(0, 3, 1, 2).copy())
+    measured: list[float] = []
+
+    def accuracy(model: nn.Module) -> dict[str, float]:
+        with torch.no_grad():
+            measured.append(100 * float((model(pictures).argmax(1).numpy() == digits.test.labels).mean()))
+        return {}
+
     local = LocalTraining(epochs=1, batch=16, lr=0.1, momentum=0.9)
     try:
-        model = simulate(make, shares, rule, rounds, local=local, seed=seed).model
+        simulate(make, shares, rule, rounds, local=local, seed=seed, evaluate=accuracy)
     except RefusedInput:
         return None
-    with torch.no_grad():
-        told = model(torch.from_numpy(digits.test.pixels.transpose(0, 3, 1, 2).copy())).argmax(1)
-    return 100 * float((told.numpy() == digits.test.labels).mean())
+    except BelowQuorum:
+        print(f"{name}, {attack}, seed {seed}: no finite update after round {len(measured) - 1}", flush=True)
+    return measured[-1]
 
 
 def compared(

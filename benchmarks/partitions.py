@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +28,13 @@ from printed_results import Verdicts, print_heading, print_table
 from torch import nn
 
 import muster
+from muster.apps.vision.labelled_pictures import Pictures
 from muster.federated import LocalTraining, simulate
 from muster.merge import MergeRule
 from muster.vision import LabelledPictures, PictureFiles, SmallCNN, read_pictures
 
 PARTIES, FRACTION, ALPHA, BATCH, RATE = 10, 0.5, 0.1, 50, 0.05
+LEAST = 10  # pictures of a party
 TRAINING = 10_000  # pictures: the first archive, which has 1,000 of each class
 
 
@@ -50,7 +53,7 @@ def shares(labels: np.ndarray, partition: str, seed: int) -> list[np.ndarray]:
     """Positions of the pictures of each party."""
     if partition == "IID":
         return muster.federated.even(len(labels), PARTIES, seed=seed)
-    return muster.federated.dirichlet(labels, PARTIES, ALPHA, seed=seed, least=BATCH)
+    return muster.federated.dirichlet(labels, PARTIES, ALPHA, seed=seed, least=LEAST)
 
 
 def accuracy(model: nn.Module, pictures: LabelledPictures) -> float:
@@ -68,7 +71,7 @@ def trained(
     pictures: LabelledPictures, rule: MergeRule, dealt: list[np.ndarray], rounds: int, seed: int
 ) -> float:
     """Accuracy after all rounds."""
-    pixels, labels = pictures.train.pixels, torch.from_numpy(pictures.train.labels[:TRAINING])
+    pixels, labels = pictures.train.pixels, torch.from_numpy(pictures.train.labels)
     parties = [(torch.from_numpy(pixels[mine].transpose(0, 3, 1, 2).copy()), labels[mine]) for mine in dealt]
 
     def make() -> nn.Module:
@@ -102,9 +105,13 @@ def main() -> int:
         lr=RATE,
     )
     pictures = read_pictures(PictureFiles(arguments.data / "cifar10"))
+    every = 10 if arguments.quick else 1
+    train = Pictures(pictures.train.pixels[:TRAINING:every], pictures.train.labels[:TRAINING:every])
+    test = Pictures(pictures.test.pixels[::every], pictures.test.labels[::every])
+    pictures = replace(pictures, train=train, test=test)
     partitions = ("IID", f"Dirichlet({ALPHA})")
     dealt = {
-        (partition, seed): shares(pictures.train.labels[:TRAINING], partition, seed)
+        (partition, seed): shares(pictures.train.labels, partition, seed)
         for partition in partitions
         for seed in range(seeds)
     }
@@ -129,7 +136,7 @@ def main() -> int:
         for name, rule in rules().items()
     }
     print_table(
-        f"accuracy in % on 10,000 held-out pictures, mean ± s.d. over {seeds} seeds",
+        f"accuracy in % on {len(test):,} held-out pictures, mean ± s.d. over {seeds} seeds",
         ["rule", *partitions, "lost"],
         [
             [
