@@ -50,11 +50,13 @@ def follow(run: RunFolder) -> Iterator[None]:
 
 def _watch(run: RunFolder, progress: Any, task: Any, ended: threading.Event) -> None:
     steps = _Tail(run, "steps", "rank-00000")
-    events = [_Tail(run, "events", who) for who in ("supervisor", "rank-00000")]
+    metrics = _Tail(run, "metrics", "pool")
+    events = [_Tail(run, "events", who) for who in ("supervisor", "rank-00000", "pool")]
     final = False
     while True:
         for row in steps.new_rows():
             progress.update(task, completed=row["step"], note=f"loss {row['loss']:.4g}")
+        _follow_pool(run, metrics, progress, task)
         for tail in events:
             for row in tail.new_rows():
                 line, style = _sentence(row["kind"], json.loads(row["detail"]))
@@ -65,11 +67,27 @@ def _watch(run: RunFolder, progress: Any, task: Any, ended: threading.Event) -> 
         final = ended.wait(0.5)
 
 
+def _follow_pool(run: RunFolder, metrics: _Tail, progress: Any, task: Any) -> None:
+    """Merges and the last measured quality of a pool, whose number of merges follows from its data."""
+    state = run.state()
+    if state.get("shape") != "pool":
+        return
+    progress.update(task, completed=state["step"], total=state["steps"] or None)
+    means = {row["name"]: row["value"] for row in metrics.new_rows() if not row["item"]}
+    for name, value in list(means.items())[:1]:
+        progress.update(task, note=f"{name} {value:.4g}")
+
+
 def _sentence(kind: str, detail: dict[str, Any]) -> tuple[str, str]:
     """What a person should know of an event while it happens, and its style; empty for the others."""
     if kind == "ranks_started":
         ranks = "1 rank" if detail["world_size"] == 1 else f"{detail['world_size']} ranks"
         return f"{ranks} started on {', '.join(detail['hosts'])}", ""
+    if kind == "pool_started":
+        workers = "1 worker" if detail["workers"] == 1 else f"{detail['workers']} workers"
+        again = ", going on from the ledger" if detail["resumed"] else ""
+        lease = "" if detail["lease"] is None else f", leases of {detail['lease']} samples"
+        return f"{workers}, {detail['rule']}{lease}{again}", ""
     if kind == "resumed":
         return f"resumed at step {detail['step']}", ""
     warnings = {
@@ -80,6 +98,10 @@ def _sentence(kind: str, detail: dict[str, Any]) -> tuple[str, str]:
         "restart": "restart {number} of {of}",
         "checkpoint_failed": "the checkpoint of step {step} failed, the one before is kept: {why}",
         "checkpoint_refused": "{what}; falling back to the checkpoint before it",
+        "worker_lost": "{worker} was lost: {what}",
+        "refused": "an update of {worker} was refused: {what}",
+        "short": "{what}",
+        "unable": "{what}",
         "shrunk": "going on with {world_size} of {wanted} ranks",
     }
     return (warnings[kind].format(**detail), "yellow") if kind in warnings else ("", "")

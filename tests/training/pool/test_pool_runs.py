@@ -1,4 +1,4 @@
-"""Pools from job files, on the local engine: every sample counts once, and the bits are those of the ledger and of simulate."""
+"""Pools from job files, on the local engine: samples count once, and the bits are those of the ledger and of simulate."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
 from muster.engine.pool.blobs import Manifest, pieces
 from muster.engine.pool.ledger import NotActive
@@ -83,6 +83,13 @@ class Outcome:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
+@runtime_checkable
+class Prepared(Protocol):
+    """Work that has something to get ready, such as a model and data, before its worker asks for the first lease."""
+
+    def ready(self) -> None: ...
+
+
 class CoordinatorGone(ConnectionError):
     """The coordinator could not be reached for longer than a worker waits."""
 
@@ -122,6 +129,8 @@ class Worker:
         Raises:
             CoordinatorGone: the coordinator stays away.
         """
+        if isinstance(self._work, Prepared):
+            self._work.ready()
         about = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time(), "slot": self._slot}
         self._again(self._seat.hello, self._name, about)
         with self._beats:

@@ -22,6 +22,7 @@ from muster.training.federated.simulation import party_outcome
 from muster.training.merge.rule import MergeRule
 from muster.training.pool.samples import PartySamples, labels_of
 from muster.training.pool.volunteers import Loaded, Metronome
+from muster.training.recipe import make_optimizer
 
 
 def dealt(application: Application, data: Any, how: PoolHow) -> list[npt.NDArray[np.int64]]:
@@ -74,10 +75,16 @@ class ApplicationParties:
     indices: Sequence[npt.NDArray[np.int64]]
     _loaded: Loaded | None = None
 
-    def __call__(self, task: Task) -> Outcome:
-        began = time.monotonic()
+    def ready(self) -> None:
+        """Builds the model and opens the data; see `muster.engine.pool.worker.Prepared`."""
         if self._loaded is None:
             self._loaded = Loaded.of(self.application)
+            make_optimizer(self._loaded.model, self.how.local.recipe)  # torch imports much for the first one
+
+    def __call__(self, task: Task) -> Outcome:
+        began = time.monotonic()
+        self.ready()
+        assert self._loaded is not None
         io_s = time.monotonic() - began
         loaded, chaos = self._loaded, self.how.chaos
         party = PartySamples(loaded.samples, self.indices[task.work["party"]], task.work["round"])

@@ -124,10 +124,16 @@ class VolunteerWork:
     _loaded: Loaded | None = None
     _own: State = field(default_factory=dict)  # what the rule keeps at a worker; a new one begins without
 
-    def __call__(self, task: Task) -> Outcome:
-        began = time.monotonic()
+    def ready(self) -> None:
+        """Builds the model and opens the data; see `muster.engine.pool.worker.Prepared`."""
         if self._loaded is None:
             self._loaded = Loaded.of(self.application)
+            make_optimizer(self._loaded.model, self.how.local.recipe)  # torch imports much for the first one
+
+    def __call__(self, task: Task) -> Outcome:
+        began = time.monotonic()
+        self.ready()
+        assert self._loaded is not None
         chaos = self.how.chaos
         slower = chaos.slow[task.slot] if task.slot < len(chaos.slow) else 1.0
         outcome = self._trained(task, self._loaded, Metronome(self.how.pace, slower), began)
