@@ -85,7 +85,7 @@ def _page(run: RunFolder) -> str:
         drawn |= {
             "gantt": gantt(pool),
             "slots": pillars_per_slot(pool.slots),
-            "staleness": staleness_figure(pool.rows),
+            "staleness": staleness_figure(pool.rows) if pool.told["staleness"] is not None else None,
         } | {
             f"over time {place}": quality_over_time(metric, run)
             for place, metric in enumerate(figures.metrics)

@@ -160,7 +160,12 @@ def account(run: RunFolder) -> dict[str, Any]:
     """What ``muster show --json`` says of a pool; docs/cli.md documents the keys."""
     rows, workers = leases(run), lives(run)
     accepted = [row for row in rows if row["outcome"] == "accepted"]
-    staleness = [row["number"] - 1 - row["base_version"] for row in accepted if row["number"] is not None]
+    started = [event["detail"] for event in run.events() if event["kind"] == "pool_started"]
+    staleness = [
+        row["number"] - 1 - row["base_version"]
+        for row in accepted
+        if row["number"] is not None and started and started[0]["arrival"] == "each"  # a round has none
+    ]
     price = price_of(run)
     seconds: dict[str, dict[str, float]] = {}
     for row in rows:

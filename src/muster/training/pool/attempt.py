@@ -170,7 +170,7 @@ class _Execution:
         self._run.update(world_size=self._how.workers, shape="pool")
         self._events(
             "pool_started", workers=self._how.workers, lease=self._plan.lease, units=self._plan.units,
-            rule=self._plan.rule.name, resumed=(self._folder / "ledger.sqlite").is_file(),
+            rule=self._plan.rule.name, arrival=self._plan.rule.arrival, resumed=(self._folder / "ledger.sqlite").is_file(),
         )  # fmt: skip
         try:
             with Evaluator(self._application, self._run, self._attempt, self._plan.model) as evaluator:
