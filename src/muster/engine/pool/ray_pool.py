@@ -189,6 +189,7 @@ class _Working:
         stop = threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: stop.set())  # notice: hand in what there is, or give it back
         self._worker = Worker(RaySeat(coordinator), name, _loaded(work, path), stop=stop, slot=slot)
+        self._worker.get_ready()  # and so its process id is told, and its life begins, once it can work
 
     def run(self) -> str:
         return self._worker.run()

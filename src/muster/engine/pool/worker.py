@@ -87,7 +87,9 @@ class Outcome:
 class Prepared(Protocol):
     """Work that has something to get ready, such as a model and data, before its worker asks for the first lease."""
 
-    def ready(self) -> None: ...
+    def ready(self) -> None:
+        """Gets it ready; does nothing where it is."""
+        ...
 
 
 class CoordinatorGone(ConnectionError):
@@ -123,14 +125,18 @@ class Worker:
         self._chunks: dict[str, bytes] = {}  # of the last model
         self._beats = _Beats(seat)
 
+    def get_ready(self) -> None:
+        """Does what the work wants done before the first lease; `run` does it where nobody has."""
+        if isinstance(self._work, Prepared):
+            self._work.ready()
+
     def run(self) -> str:
         """Works until there is nothing more to do; returns why it ended.
 
         Raises:
             CoordinatorGone: the coordinator stays away.
         """
-        if isinstance(self._work, Prepared):
-            self._work.ready()
+        self.get_ready()
         about = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time(), "slot": self._slot}
         self._again(self._seat.hello, self._name, about)
         with self._beats:
