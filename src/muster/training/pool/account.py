@@ -164,7 +164,7 @@ def account(run: RunFolder) -> dict[str, Any]:
     staleness = [
         row["number"] - 1 - row["base_version"]
         for row in accepted
-        if row["number"] is not None and started and started[0]["arrival"] == "each"  # a round has none
+        if row["number"] is not None and started and started[0].get("arrival") == "each"  # a round has none
     ]
     price = price_of(run)
     seconds: dict[str, dict[str, float]] = {}
