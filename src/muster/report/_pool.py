@@ -266,9 +266,7 @@ def gantt(figures: PoolFigures) -> Any | None:
                 "state": [life.state for life in killed],
             }
         )
-        crosses = plot.scatter(
-            "time", "slot", source=marks, marker="x", size=13, line_width=2.5, color=LOST_COLOUR
-        )
+        crosses = plot.scatter("time", "slot", source=marks, marker="x", size=13, line_width=2.5, name=INK)
         plot.add_tools(
             HoverTool(tooltips=[("worker", "@worker"), ("", "@state at @time{0.0} s")], renderers=[crosses])
         )

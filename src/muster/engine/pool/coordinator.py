@@ -407,12 +407,18 @@ class Coordinator:
         lease = self._active(token)
         self._end(lease, "failed" if failed else "returned", reason, counts=failed)
 
-    def worker_gone(self, worker: str, reason: str) -> None:
-        """Ends the leases of a worker that is known to be gone, without waiting for its silence."""
+    def worker_gone(self, worker: str, reason: str, *, counts: bool = True) -> None:
+        """Ends the leases of a worker that is known to be gone, without waiting for its silence.
+
+        Arguments:
+            worker: its name.
+            reason: in words.
+            counts: whether the work may be to blame; else these leases use up no attempts of their units.
+        """
         with self._changed:
             leases = [held.lease for held in self._leases.values() if held.lease.worker == worker]
         for lease in leases:
-            self._end(lease, "failed", reason, counts=True)
+            self._end(lease, "failed", reason, counts=counts)
 
     def _tend(self) -> None:
         """Ends the leases that have expired, and does what a full disk has kept from being done."""

@@ -150,8 +150,8 @@ class _Coordinating:
     def give_back(self, token: str, reason: str, failed: bool) -> None:
         self._pool.give_back(token, reason, failed=failed)
 
-    def worker_gone(self, worker: str, reason: str) -> None:
-        self._pool.worker_gone(worker, reason)
+    def worker_gone(self, worker: str, reason: str, counts: bool) -> None:
+        self._pool.worker_gone(worker, reason, counts=counts)
 
     def news(self) -> News:
         """What has happened since; tends to the leases as well."""
@@ -414,7 +414,7 @@ class RayPool:
             raise MusterError(
                 f"{self._losses} workers have died one after the other without a result; the last one, {name}: {reason}"
             ) from error
-        self._asked("worker_gone", name, "its process has died")
+        self._asked("worker_gone", name, "its process has died", not on_purpose)
 
 
 @contextmanager
