@@ -233,6 +233,9 @@ def _spoil(root: Path, how: str) -> None:
         (root / "train" / "cat" / "1.png").write_bytes(content[: len(content) // 2])
     elif how == "another size":
         Image.new("RGB", (9, 9)).save(root / "train" / "dog" / "z.png")
+    elif how == "too small":
+        for file in root.rglob("*.png"):
+            Image.new("RGB", (9, 3)).save(file)
     elif how == "in no class":
         Image.new("RGB", (16, 12)).save(root / "train" / "z.png")
     elif how == "one class":
@@ -253,6 +256,7 @@ def _spoil(root: Path, how: str) -> None:
         ("unreadable", r"train/cat/1\.png: it is no JPEG, PNG or WebP picture; convert or remove it"),
         ("truncated", r"train/cat/1\.png: .*; copy it again or remove it"),
         ("another size", r"z\.png: it has 9x9 pixels where .*/cat/\d\.png has 16x12; .* what\.size"),
+        ("too small", r"test/cat/3\.png: 9x3 pixels are too few; give at least 4 on each side"),
         ("in no class", r"train/z\.png: it lies in no class; move it to train/<class>/"),
         ("one class", r"all pictures are of one class, 'cat'; give two or more"),
         ("no pictures", r"pets: it holds no pictures in train/"),

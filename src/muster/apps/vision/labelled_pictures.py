@@ -34,6 +34,7 @@ ARCHIVES: Final = (".tar", ".tar.xz", ".tar.gz", ".tar.bz2", ".tgz", ".txz")
 
 # Part of the key: raise it when decoding or the layout changes, and old folders are no longer looked at.
 _FORMAT: Final = 1
+_SMALLEST: Final = 4  # pixels of a side that can be halved twice
 _KIND: Final = "pictures"
 _WHAT: Final = "decoded pictures"
 _WANTED: Final = "give a folder with train/<class>/ and test/<class>/, or tar archives with such members"
@@ -295,6 +296,10 @@ class _Seen:
     def add(self, member: _Member, size: tuple[int, int]) -> None:
         if self.size is None:
             self.size, self.first = size, member.path
+        if min(size) < _SMALLEST:
+            raise DataError(
+                f"{member.path}: {size[1]}x{size[0]} pixels are too few; give at least {_SMALLEST} on each side"
+            )
         if size != self.size:
             raise DataError(
                 f"{member.path}: it has {size[1]}x{size[0]} pixels where {self.first} has {self.size[1]}x{self.size[0]}; "
