@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,6 @@ from muster.training.pool.account import pool_folder
 
 MUSTER = str(Path(sys.executable).with_name("muster"))
 _COORDINATOR = b"ray::_Coordinating"
-_GONE = ("killed", "worker_lost", "left")
 
 
 @dataclass(frozen=True)
@@ -101,8 +100,8 @@ class Done:
 
     @property
     def losses(self) -> list[float]:
-        """When workers were lost, seconds since 1970, in order."""
-        return sorted(_gone(self.run).values())
+        """When workers were lost, seconds since 1970, in order; not those that left when they were told to."""
+        return sorted(_gone(self.run, ("killed", "worker_lost")).values())
 
 
 def carried_out(
@@ -148,12 +147,12 @@ def carried_out(
     return Done(run, Accounts.of(pool_folder(run), _gone(run)), 100 * last["value"], killed, started)
 
 
-def _gone(run: RunFolder) -> dict[str, float]:
-    """When each worker was lost, seconds since 1970; the first that was heard of it counts."""
+def _gone(run: RunFolder, kinds: Sequence[str] = ("killed", "worker_lost", "left")) -> dict[str, float]:
+    """When each worker was gone, seconds since 1970; the first that was heard of it counts."""
     epoch = run.state()["epoch_unix_s"]
     gone: dict[str, float] = {}
     for event in run.events():
-        if event["kind"] in _GONE:
+        if event["kind"] in kinds:
             gone.setdefault(event["detail"]["worker"], epoch + event["time"])
     return gone
 
@@ -172,7 +171,8 @@ def coordinator_of(run: RunFolder) -> int | None:
 
 def replay(folder: Path) -> dict[str, Any]:
     """What `muster pool replay` says of a pool."""
-    found = subprocess.run([MUSTER, "pool", "replay", str(folder), "--json"], capture_output=True, check=True)
+    words = [MUSTER, "pool", "replay", str(folder), "--json"]
+    found = subprocess.run(words, capture_output=True, check=False)  # ends with 1 where the model is another
     told: dict[str, Any] = json.loads(found.stdout)
     return told
 
