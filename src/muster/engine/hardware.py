@@ -12,7 +12,7 @@ from typing import Any
 
 from muster.spec.machine import cores, memory_bytes, nvidia_gpus
 
-__all__ = ["cores", "environment", "nvidia_gpus"]
+__all__ = ["cores", "cpu_name", "environment", "nvidia_gpus"]
 
 
 def environment(job_path: str = "") -> dict[str, Any]:
@@ -22,7 +22,7 @@ def environment(job_path: str = "") -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "host": platform.node(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": cores(),
         "memory_bytes": memory_bytes(),
         "gpus": _gpus(),
@@ -31,7 +31,8 @@ def environment(job_path: str = "") -> dict[str, Any]:
     }
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor as it calls itself."""
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()

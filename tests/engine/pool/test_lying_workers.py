@@ -6,9 +6,8 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from muster.engine.pool.course import replayed
 from muster.engine.pool.ledger import Ledger, NotActive, first_broken
 from muster.engine.pool.seat import Over, Pause
 from muster.engine.pool.trust import Wanted
+from muster.engine.pool.updates import flattened, pack
 from muster.engine.pool.worker import Outcome, Task, Worker
 from muster.errors import DataError, MusterError
 from muster.trust import Replication
@@ -53,8 +53,6 @@ def answered(pool: Coordinator, offer: Offer, lie: float = 0.0) -> int:
     """Hands in what `honest` gives, or a lie."""
     value = value_of(offer.unit.work)
     weights = {"w": np.array([value, value / 3, -value]) + lie, "steps": np.array(1)}
-    from muster.engine.pool.updates import flattened, pack
-
     return pool.hand_in(offer.token, brought(pool, offer, pack(flattened(weights={"": weights}))))
 
 
@@ -68,7 +66,9 @@ def folded(values: Sequence[float], alpha: float) -> np.ndarray:
 
 def test_a_lie_is_found_and_what_its_worker_was_believed_is_done_again(tmp_path: Path) -> None:
     """Units 0 to 5; the liar's 0 and 2 were merged, its lie about the checked unit 4 is not, and takes them with it."""
-    with opened(tmp_path, "vc-asgd", Each(width=6), of_rule={"alpha": 0.7}, trust=Checking([4])) as pool:
+    with opened(
+        tmp_path, "vc-asgd", Each(width=6), of_rule={"alpha": 0.7}, durable=False, trust=Checking([4])
+    ) as pool:
         for place, worker in enumerate(["liar", "a", "liar", "b"]):
             offer = offered(pool, worker)
             assert offer.unit.number == place
@@ -119,7 +119,7 @@ def test_in_an_open_round_retracted_units_keep_their_place_and_the_model_is_the_
     with opened(tmp_path / "honest", rule, Each(count=2, width=5)) as pool:
         Worker(pool, "a", honest).run()
         straight = pool.wait(0)
-    with opened(tmp_path / "lied", rule, Each(count=2, width=5), trust=Checking([4])) as pool:
+    with opened(tmp_path / "lied", rule, Each(count=2, width=5), durable=False, trust=Checking([4])) as pool:
         for worker in ["liar", "liar", "a", "a"]:
             answered(pool, offered(pool, worker), lie=9.0 if worker == "liar" else 0.0)
         answered(pool, offered(pool, "liar"), lie=9.0)
@@ -138,7 +138,7 @@ def test_lies_of_earlier_rounds_are_struck_out_and_the_others_keep_their_bases(t
     """FedAdam by hand: the honest results of the next round were made from the model that the lie was in."""
     rounds = Each(count=2, width=3)
     fold = muster.merge.get("fedadam")
-    with opened(tmp_path, "fedadam", rounds, trust=Checking([5])) as pool:
+    with opened(tmp_path, "fedadam", rounds, durable=False, trust=Checking([5])) as pool:
         for worker in ("liar", "a", "b"):
             answered(pool, offered(pool, worker), lie=9.0 if worker == "liar" else 0.0)
         wrong = pool.version
@@ -171,7 +171,7 @@ def test_a_coordinator_killed_after_any_step_goes_on_to_the_same_bits(tmp_path: 
 
     def play(folder: Path, *, reopen: bool) -> np.ndarray:
         def make() -> Coordinator:
-            return opened(folder, rule, Each(count=3, width=5), trust=Checking([3, 6, 9, 13]))
+            return opened(folder, rule, Each(count=3, width=5), durable=False, trust=Checking([3, 6, 9, 13]))
 
         pool, idle, turn = make(), 0, 0
         while not pool.over and idle < 4:
@@ -205,7 +205,7 @@ def test_two_colluders_fail_below_the_quorum_and_pass_at_it(tmp_path: Path) -> N
     """They tell the same lie. With three results wanted two honest ones outvote them; with two their word is enough."""
     for quorum in (2, 3):
         folder = tmp_path / str(quorum)
-        with opened(folder, rounds=Each(width=1), trust=Checking([0], quorum=quorum)) as pool:
+        with opened(folder, rounds=Each(width=1), durable=False, trust=Checking([0], quorum=quorum)) as pool:
             offers = {name: pool.lease(name) for name in ("liar 1", "liar 2", "a", "b", "c")}
             given = [name for name, offer in offers.items() if isinstance(offer, Offer)]
             assert len(given) == quorum
@@ -224,7 +224,7 @@ def is_offer(answer: Any) -> bool:
 
 def test_a_trusted_worker_settles_disputes_alone_and_is_not_outvoted(tmp_path: Path) -> None:
     trust = Checking([0], quorum=2, trusted=["lab"])
-    with opened(tmp_path, rounds=Each(width=1), trust=trust) as pool:
+    with opened(tmp_path, rounds=Each(width=1), durable=False, trust=trust) as pool:
         answered(pool, offered(pool, "a"))
         answered(pool, offered(pool, "liar"), lie=5.0)
         assert isinstance(pool.lease("another"), Pause)
@@ -235,7 +235,7 @@ def test_a_trusted_worker_settles_disputes_alone_and_is_not_outvoted(tmp_path: P
 
 
 def test_work_that_cannot_be_compared_ends_the_pool_with_a_sentence(tmp_path: Path) -> None:
-    with opened(tmp_path, rounds=Each(width=1), trust=Checking([0])) as pool:
+    with opened(tmp_path, rounds=Each(width=1), durable=False, trust=Checking([0])) as pool:
         for number in range(9):
             handed(pool, offered(pool, f"w{number}"), float(number + 1))
         with pytest.raises(MusterError, match="unit 0: no quorum among 9 results"):
@@ -273,7 +273,9 @@ import sys, threading
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 import test_lying_workers as t
-pool = t.opened(Path(sys.argv[1]), sys.argv[3], t.Each(count=12, width=5), trust=t.Replication(0.3, secret=b"s"))
+from muster.engine.pool.coordinator import Rules
+rules, trust = Rules(silence_s=0.5), t.Replication(0.3, secret=b"s")
+pool = t.opened(Path(sys.argv[1]), sys.argv[3], t.Each(count=12, width=5), trust=trust, rules=rules)
 print("ready", flush=True)
 def liar(task):
     found = t.honest(task)
@@ -298,7 +300,7 @@ def test_kills_at_random_moments_lose_no_retraction(tmp_path: Path, rule: str) -
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         time.sleep(draws.uniform(0.01, 0.2))
-        if kills < 5:
+        if kills < 4:
             process.send_signal(signal.SIGKILL)
         rest = process.stdout.read()
         process.wait()
@@ -314,7 +316,7 @@ def test_kills_at_random_moments_lose_no_retraction(tmp_path: Path, rule: str) -
     assert lone == []
     model = replayed(tmp_path, muster.merge.get(rule)).model["w"]
     trust = Replication(0.3, secret=b"s")
-    with opened(tmp_path, rule, Each(count=12, width=5), trust=trust) as pool:
+    with opened(tmp_path, rule, Each(count=12, width=5), durable=False, trust=trust) as pool:
         np.testing.assert_array_equal(pool.wait(0).model["w"], model)
     places = sorted(each.detail.get("place", each.unit) for each in counted)
     if rule == "vc-asgd":

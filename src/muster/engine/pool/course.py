@@ -1,9 +1,9 @@
 """How a model came about: the first one, and the accepted updates in their order. The same course gives the same bits.
 
-Where results were retracted, their worker having been caught lying, the model is what the same course gives without them. The others keep the
-bases that they were really made from, lies and all: what an honest worker has found in a model that was wrong then is still
-what it has found. So the course is walked once for every retraction, all at the same time: as far as each lane goes, it has
-been handed out.
+Where results were retracted, their worker having been caught lying, the model is what the same course gives without them.
+The others keep the bases that they were really made from, lies and all: what an honest worker has found in a model that
+was wrong then is still what it has found. So the course is walked once for every retraction, all at the same time: as far
+as each lane goes, it has been handed out.
 """
 
 from __future__ import annotations

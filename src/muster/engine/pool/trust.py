@@ -1,12 +1,12 @@
 """What a coordinator asks before it believes a result: the narrow contract between a pool and those who judge lies.
 
-A unit is believed on one worker's word, or once several of its results agree. A worker that lied is *caught*: it gets no more
-work, and all that was believed on its word alone is retracted. `muster.trust` has an implementation; without one a coordinator
-believes everybody, and nothing here costs anything.
+A unit is believed on one worker's word, or once several of its results agree. A worker that lied is *caught*: it gets no
+more work, and all that was believed on its word alone is retracted. `muster.trust` has an implementation; without one a
+coordinator believes everybody, and nothing here costs anything.
 
-Results can be compared where the work is deterministic up to rounding: a function of the unit's work, its number of samples, the
-model handed out and what its keeper has kept, with every random number drawn from a seed in the work. All results of a unit
-that is checked are therefore made from the same version of the model.
+Results can be compared where the work is deterministic up to rounding: a function of the unit's work, its number of
+samples, the model handed out and what its keeper has kept, with every random number drawn from a seed in the work. All
+results of a unit that is checked are therefore made from the same version of the model.
 """
 
 from __future__ import annotations
@@ -74,6 +74,11 @@ class Trust(Protocol):
     What it knows it learns from `believed` and `caught`, which are called again with the whole history when a
     coordinator is opened on a folder that is there.
     """
+
+    @property
+    def workers_needed(self) -> int:
+        """With fewer workers some units would wait for ever."""
+        ...
 
     def about(self) -> Mapping[str, Any]:
         """Its options, as JSON values."""

@@ -17,6 +17,7 @@ from torch import nn
 from muster.engine import gang, hardware
 from muster.engine.pool.coordinator import Coordinator, Rules
 from muster.engine.pool.course import Version
+from muster.engine.pool.trust import Trust
 from muster.engine.pool.updates import Arrays
 from muster.engine.pool.worker import Outcome, Task, Worker
 from muster.errors import RefusedInput
@@ -147,6 +148,7 @@ def simulate(
     engine: gang.Engine | None = None,
     evaluate: Evaluate | None = None,
     folder: str | Path | None = None,
+    trust: Trust | None = None,
     told: Callable[[str, str, str], None] = lambda kind, who, detail: None,
 ) -> Simulated:
     """Trains a model over parties that keep their data::
@@ -167,6 +169,7 @@ def simulate(
         engine: a started engine for them; by default one of their own, on this machine.
         evaluate: is given the model, in evaluation mode, before the first round and after every round.
         folder: keeps the ledger and all updates, so that a simulation that was killed goes on; None: nothing is kept.
+        trust: whom of the workers to believe, such as `muster.trust.Replication`; None: everybody.
         told: is called with (kind, who, detail) of what happens.
 
     Raises:
@@ -176,6 +179,10 @@ def simulate(
     how, chosen = local or LocalTraining(), get(rule) if isinstance(rule, str) else rule
     members = [Party(data) for data in parties]
     _check(chosen, members, rounds, fraction, quorum, workers)
+    if trust is not None and max(1, workers) < trust.workers_needed:
+        raise RefusedInput(
+            f"trust: workers: found {workers}; expected at least {trust.workers_needed}, which check each other"
+        )
     if engine is not None and engine.session is None:
         raise RefusedInput(
             f"engine: found a {engine.kind} one; workers need Ray: give an embedded one or a cluster's"
@@ -221,6 +228,7 @@ def simulate(
             about=about,
             rounds=course,
             rules=Rules(quorum=quorum),
+            trust=trust,
             durable=folder is not None,
         )
         work = PartyWork(model, members, chosen, how, seed)

@@ -1,13 +1,14 @@
 """When two results are the same up to rounding.
 
-Two honest machines differ by rounding: other instruction sets, threads, libraries add in another order. What is compared is the
-whole update as one vector, against how far training has moved the model:
+Two honest machines differ by rounding: other instruction sets, threads, libraries add in another order. What is compared
+is the whole update as one vector, against how far training has moved the model:
 
     d(a, b) = |a - b| / (|a - w| + |b - w|) * 2        w: the model that both began from
 
-in float64, over all arrays of floating-point numbers, and likewise for each group of arrays beside the weights and for the loss, which
-have no base (``w = 0``); the largest counts. Arrays of integers, samples and steps must be equal. A lie that stays below the
-tolerance has moved the update by less than that share of its length: what can be hidden is what rounding may do.
+in float64, over all arrays of floating-point numbers, and likewise for each group of arrays beside the weights and for
+the loss, which have no base (``w = 0``); the largest counts. Arrays of integers, samples and steps must be equal. A lie
+that stays below the tolerance has moved the update by less than that share of its length: what can be hidden is what
+rounding may do.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Who is checked: a share of everybody's units, and nearly all of those of a worker that nobody has confirmed yet.
 
-A check is a second result of the same unit by another worker. It is drawn before the unit is leased for the first time, and the
-second lease looks like the first, so neither of the two workers knows that it is being checked, and one extra computation checks both.
-The share never falls towards zero with good conduct, which is where a worker that lies rarely would escape; see `survival`.
+A check is a second result of the same unit by another worker. It is drawn before the unit is leased for the first time,
+and the second lease looks like the first, so neither of the two workers knows that it is being checked, and one extra
+computation checks both. The share never falls towards zero with good conduct, which is where a worker that lies rarely
+would escape; see `survival`.
 """
 
 from __future__ import annotations

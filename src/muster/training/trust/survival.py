@@ -1,18 +1,18 @@
 """What checks are worth and what they cost, in closed form.
 
-A worker takes ``n`` leases and lies in each with probability ``q``. Each of its results is checked with probability ``p``, and who
-is caught loses all that was believed at its word. A lie then survives only if none of all its lies was checked, so with ``L`` lies, binomial in
-``n`` and ``q``:
+A worker takes ``n`` leases and lies in each with probability ``q``. Each of its results is checked with probability
+``p``, and who is caught loses all that was believed at its word. A lie then survives only if none of all its lies was
+checked, so with ``L`` lies, binomial in ``n`` and ``q``:
 
     P(never caught)  = E[(1 - p)^L] = (1 - pq)^n
     E[survivors]     = E[L (1 - p)^L] = n q (1 - p) (1 - pq)^(n-1)
     E[lies told]     = (1 - (1 - pq)^n) / p                    (it stops when it is caught: one in p lies catches it)
-    E[leases redone] = (1 - p) (1 - (1 - a)^n (1 + n a)) / a   with a = pq, its unconfirmed results when it is caught
+    E[leases redone] = (1 - p) (1 - (1 - a)^m (1 + m a)) / a   with a = pq and m = n - 1: its unconfirmed results then
 
-Every policy that draws its checks blindly has the first two, whatever the order in which it spends them: with a share ``p`` of all results
-checked, no more than that can be seen. What helps is to see more for the same work. A recomputation on a trusted machine
-looks at one result. A second result by another worker that does not know which of the two it is looks at two, so a worker is seen
-in ``2p / (1 + p)`` of its leases where the extra work is ``p``.
+Every policy that draws its checks blindly has the first two, whatever the order in which it spends them: with a share
+``p`` of all results checked, no more than that can be seen. What helps is to see more for the same work. A recomputation
+on a trusted machine looks at one result. A second result by another worker that does not know which of the two it is
+looks at two, so a worker is seen in ``2p / (1 + p)`` of its leases where the extra work is ``p``.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def survival(leases: int, lying: float, checked: float) -> float:
 def leases_redone(leases: int, lying: float, checked: float) -> float:
     """How many leases are done again after the worker was caught, on average."""
     each = lying * checked
-    before = 1 - (1 - each) ** leases * (1 + leases * each)
+    others = leases - 1
+    before = 1 - (1 - each) ** others * (1 + others * each)
     return (1 - checked) * before / each
 
 

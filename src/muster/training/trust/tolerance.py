@@ -4,9 +4,10 @@ Of the last differences between two classes the upper 99 % quantile is taken, ti
 
     tolerance = margin * quantile(differences, 0.99),  at least `least`,  at most `most`
 
-The quantile is an order statistic (the next larger one), so with fewer than a hundred pairs it is their maximum. Until `enough` pairs are known the
-tolerance is `first`. Pairs that only workers vouch for can lower it below `first`, never raise it above: else a liar could stretch
-it, lie by lie, each as large as the last one allowed. Only pairs that a trusted worker was part of can raise it.
+The quantile is an order statistic (the next larger one), so with fewer than a hundred pairs it is their maximum. Until
+`enough` pairs are known the tolerance is `first`. Pairs that only workers vouch for can lower it below `first`, never
+raise it above: else a liar could stretch it, lie by lie, each as large as the last one allowed. Only pairs that a trusted
+worker was part of can raise it.
 """
 
 from __future__ import annotations
