@@ -300,7 +300,7 @@ def test_kills_at_random_moments_lose_no_retraction(tmp_path: Path, rule: str) -
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         time.sleep(draws.uniform(0.01, 0.2))
-        if kills < 4:
+        if kills < 3:
             process.send_signal(signal.SIGKILL)
         rest = process.stdout.read()
         process.wait()

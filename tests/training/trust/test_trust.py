@@ -15,6 +15,7 @@ from torch import nn
 from muster.engine.pool.trust import Result, Wanted
 from muster.engine.pool.updates import flattened
 from muster.errors import RefusedInput
+from muster.federated import simulate
 from muster.training.trust import survival
 from muster.training.trust.agreement import agreeing, difference, groups
 from muster.training.trust.audits import Audits, Record, draw
@@ -231,3 +232,9 @@ def test_liars_at_the_quorum_are_believed_and_the_honest_one_is_blamed() -> None
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], why: str) -> None:
     with pytest.raises(RefusedInput, match=why):
         Replication(**options)
+
+
+def test_one_worker_cannot_check_itself() -> None:
+    parties = [(np.zeros((4, 3), np.float32), np.zeros(4, np.int64))]
+    with pytest.raises(RefusedInput, match="trust: workers: found 0; expected at least 2"):
+        simulate(lambda: nn.Linear(3, 2), parties, trust=Replication())
