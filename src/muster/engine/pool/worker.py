@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
+from muster.engine.hardware import cpu_name
 from muster.engine.pool.blobs import Manifest, pieces
 from muster.engine.pool.ledger import NotActive
 from muster.engine.pool.seat import Handing, Offer, Over, Pause, Seat
@@ -137,7 +138,13 @@ class Worker:
             CoordinatorGone: the coordinator stays away.
         """
         self.get_ready()
-        about = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time(), "slot": self._slot}
+        about = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "hardware": cpu_name(),
+            "since": time.time(),
+            "slot": self._slot,
+        }
         self._again(self._seat.hello, self._name, about)
         with self._beats:
             while not self._stop.is_set():
