@@ -62,7 +62,7 @@ def money(asked: argparse.Namespace, verdicts: Verdicts, root: Path) -> None:
         price = machine.price
         if (observed := trace.price_per_hour()) is not None:
             price = replace(price, per_hour=observed)
-        job = replace(DIGITS, workers=3, passes=4) if asked.quick else DIGITS
+        job = replace(DIGITS, workers=3, passes=4) if asked.quick else replace(DIGITS, passes=16)
         there = (
             trace.availability(notice_s=machine.notice_s)
             .scaled(job.workers)
