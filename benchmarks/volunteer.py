@@ -23,8 +23,8 @@ money        a run under each spot trace, time compressed: what its machines cos
              the accepted work takes undisturbed ones. Workers are there when instances are; the highest numbers go first.
              Compressed are the comings and goings, not a worker's start, which therefore wastes more than in reality.
 
-`--quick` is a smoke run whose figures mean nothing. At full length, on two quiet cores, the parts take about 40 min (most of it
-CIFAR-10), 60 min (half of it CIFAR-10), 20 min and 40 min.
+`--quick` is a smoke run whose figures mean nothing. At full length, on two quiet cores, the parts should take about 40
+min (most of it CIFAR-10), 60 min (half of it CIFAR-10), 20 min and 40 min.
 """
 
 from __future__ import annotations
