@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -153,7 +153,9 @@ def run(
                 lies -= alone
                 alone.clear()
                 for each in open_units:
-                    each.results = [result for result in each.results if result.worker != liar]
+                    if any(result.worker == liar for result in each.results):
+                        each.results = [result for result in each.results if result.worker != liar]
+                        each.wanted = replace(each.wanted, results=max(2, each.wanted.results - 1))
     return Tally(told, len(lies), computed, units, caught)
 
 

@@ -642,6 +642,8 @@ class Ledger:
             self._release(connection, unit, counts=False)
         for claim in _claims(connection, "worker = ? AND verdict IS NULL", worker):
             connection.execute("UPDATE claims SET verdict = 'dropped' WHERE token = ?", (claim.token,))
+            # A dispute that it caused must not wait for one worker more than there may be.
+            connection.execute("UPDATE checks SET wanted = MAX(2, wanted - 1) WHERE unit = ?", (claim.unit,))
             _end(connection, claim.token, "revoked", now, "its worker was caught lying")
         alone = [
             each
