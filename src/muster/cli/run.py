@@ -36,7 +36,7 @@ def print_outcome(run: Run) -> None:
         pool = summary["pool"]
         console.print(
             f"{pool['leases'].get('accepted', 0)} updates of {pool['samples']:,} samples accepted, "
-            f"{pool['refused']} refused; {pool['lost']} workers lost"
+            f"{pool['refused']} refused; {pool['lost']} workers lost, {pool['noticed']} told to go"
         )
         if pool["cost"] is not None:
             console.print(f"cost: {sentence(pool['cost'])}", markup=False)

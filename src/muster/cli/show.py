@@ -81,7 +81,10 @@ def _add_pool(facts: Any, pool: dict[str, Any]) -> None:
     leases = ", ".join(f"{count} {outcome}" for outcome, count in sorted(pool["leases"].items()))
     facts.add_row("leases", leases or "none has ended")
     facts.add_row("samples", f"{pool['samples']:,} in accepted updates")
-    facts.add_row("lost workers", f"{pool['lost']}, of these {pool['killed']} killed by chaos")
+    facts.add_row(
+        "workers gone",
+        f"{pool['lost']} lost, of these {pool['killed']} killed by chaos; {pool['noticed']} were told to go",
+    )
     if pool["staleness"] is not None:
         facts.add_row("staleness", f"{pool['staleness']:.3g} merges on average")
     if pool["cost"] is not None:

@@ -209,7 +209,9 @@ def gantt(figures: PoolFigures) -> Any | None:
         active_drag="xpan",
     )
     end = max(row["ended"] for row in rows)
-    plot.x_range = Range1d(start=0, end=end * 1.02, bounds="auto")
+    begin = min([life.joined for life in figures.workers] + [row["granted"] for row in rows])
+    margin = 0.02 * (end - begin)
+    plot.x_range = Range1d(start=max(0.0, begin - margin), end=end + margin, bounds="auto")
     plot.y_range = Range1d(start=max(lanes) + 0.6, end=-0.6)
     plot.yaxis.ticker = FixedTicker(ticks=lanes)
     plot.ygrid.visible = False

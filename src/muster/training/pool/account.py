@@ -178,6 +178,7 @@ def account(run: RunFolder) -> dict[str, Any]:
         "leases": dict(Counter(row["outcome"] for row in rows)),
         "samples": sum(row["samples"] for row in accepted),
         "staleness": sum(staleness) / len(staleness) if staleness else None,
+        "noticed": events["notice"],
         "killed": events["killed"],
         "lost": events["worker_lost"],
         "refused": events["refused"],
