@@ -1,7 +1,8 @@
 """Muster: scalable deep learning on whatever machines you can muster.
 
-The public names are re-exported here and in `muster.vision`, `muster.gang`, `muster.federated`, `muster.merge`, `muster.trust`,
-`muster.io`, `muster.comm` and `muster.clock`; everything is imported on first use, so that ``import muster`` is quick and starts nothing.
+The public names are re-exported here and in `muster.vision`, `muster.gang`, `muster.federated`, `muster.merge`,
+`muster.trust`, `muster.io`, `muster.comm` and `muster.clock`; everything is imported on first use, so that ``import muster``
+is quick and starts nothing.
 """
 
 from __future__ import annotations
