@@ -9,7 +9,7 @@ from muster.engine.pool.lease_length import best_length_s
 from muster.spec import PoolHow
 from muster.training.pool.machines import interruptions_per_s
 
-#: What handing out a model and merging an update is taken to cost beside the work, s. The best length grows with its root only.
+#: What handing out a model and merging an update is taken to cost beside the work, s; the best length grows with its root.
 _OVERHEAD_S: Final = 0.1
 _LEASES_OF_A_WORKER: Final = 8  # of each pass, while nothing else is known
 
