@@ -335,3 +335,23 @@ def test_a_full_disk_refuses_what_it_cannot_hold_and_goes_on_when_there_is_room(
             if lease.unit.number not in taken:
                 ledger.accept(lease.token, content="x", samples=1, now=2)
         assert ledger.counts()["done"] == 50
+
+
+def test_a_log_that_grows_while_it_is_read_was_not_altered(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    with Ledger(path, durable=False) as writer, Ledger(path) as reader:
+        stop = threading.Event()
+
+        def write() -> None:
+            while not stop.is_set():
+                writer.testify("refused", "w", "numbers that are none", now=0.0)
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        try:
+            seen = [len(reader.evidence()) for _ in range(200)]
+        finally:
+            stop.set()
+            thread.join()
+    assert seen == sorted(seen)
+    assert seen[-1] > seen[0]

@@ -365,8 +365,9 @@ class Ledger:
         Raises:
             DataError: an entry has been altered or taken out; names it.
         """
+        last = self.noted(evidence.LAST)  # first: what is added meanwhile makes the log longer, and no other
         entries = self._commits.read(evidence.read)
-        broken = first_broken(entries, last=self.noted(evidence.LAST))
+        broken = first_broken(entries, last=last)
         if broken is not None:
             raise DataError(f"the evidence log has been altered at or before its entry {broken}")
         return entries
