@@ -30,8 +30,9 @@ import psutil
 
 import muster.merge
 from muster.engine.pool.blobs import Manifest, pieces
-from muster.engine.pool.coordinator import Coordinator, Rules
+from muster.engine.pool.coordinator import Coordinator
 from muster.engine.pool.ledger import NotActive
+from muster.engine.pool.rules import Rules
 from muster.engine.pool.seat import Handing, Offer
 from muster.engine.pool.updates import RefusedUpdate, flattened, pack, parted, unpack
 

@@ -40,7 +40,7 @@ from printed_results import Verdicts, print_heading, print_table
 from torch import nn
 
 import muster
-from muster.engine.pool.coordinator import BelowQuorum
+from muster.engine.pool.rules import BelowQuorum
 from muster.errors import RefusedInput
 from muster.federated import LocalTraining, simulate
 from muster.merge import MergeRule, Update

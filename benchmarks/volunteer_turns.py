@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from muster.engine.pool.coordinator import Coordinator, Rules
+from muster.engine.pool.coordinator import Coordinator
 from muster.engine.pool.course import Version
+from muster.engine.pool.rules import Rules
 from muster.engine.pool.seat import Handing, Offer, Over, Pause
 from muster.engine.pool.updates import Arrays
 from muster.engine.pool.worker import Outcome, Task, Worker

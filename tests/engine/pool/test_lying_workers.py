@@ -112,6 +112,35 @@ def test_a_lie_is_found_and_what_its_worker_was_believed_is_done_again(tmp_path:
     np.testing.assert_array_equal(again.model["w"], folded(values, 0.7))
 
 
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_worker_that_is_caught_while_it_asks_gets_nothing(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(tmp_path, "vc-asgd", Each(count=1, width=3), durable=False, trust=Checking([0])) as pool:
+        answered(pool, offered(pool, "liar"), lie=50.0)
+        answered(pool, offered(pool, "a"))
+        deciding = offered(pool, "b")
+        grant = pool._ledger.grant
+
+        def granted(worker: str, **options: Any) -> Any:
+            if moment == "before":
+                answered(pool, deciding)
+            lease = grant(worker, **options)
+            if moment == "after":
+                answered(pool, deciding)
+            return lease
+
+        monkeypatch.setattr(pool._ledger, "grant", granted)
+        assert not isinstance(pool.lease("liar"), Offer)
+        monkeypatch.undo()
+        assert isinstance(pool.lease("liar"), Over)
+        for place in (1, 2):
+            offer = offered(pool, "a")
+            assert offer.unit.work["place"] == place
+            answered(pool, offer)
+        pool.wait(0)
+
+
 @pytest.mark.parametrize("rule", ["fedavg", "fedadam"])
 def test_in_an_open_round_retracted_units_keep_their_place_and_the_model_is_the_honest_one(
     tmp_path: Path, rule: str
@@ -273,7 +302,7 @@ import sys, threading
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 import test_lying_workers as t
-from muster.engine.pool.coordinator import Rules
+from muster.engine.pool.rules import Rules
 rules, trust = Rules(silence_s=0.5), t.Replication(0.3, secret=b"s")
 pool = t.opened(Path(sys.argv[1]), sys.argv[3], t.Each(count=12, width=5), trust=trust, rules=rules)
 print("ready", flush=True)

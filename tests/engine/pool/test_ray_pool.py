@@ -16,10 +16,11 @@ import pytest
 import muster.merge
 from muster.engine import gang
 from muster.engine.pool.chaos import Disturbance
-from muster.engine.pool.coordinator import BelowQuorum, Coordinator, Rules
+from muster.engine.pool.coordinator import Coordinator
 from muster.engine.pool.course import replayed
 from muster.engine.pool.ledger import Ledger
 from muster.engine.pool.ray_pool import RayPool, ray_pool
+from muster.engine.pool.rules import BelowQuorum, Rules
 from muster.engine.pool.worker import Outcome, Task, Worker
 from muster.errors import MusterError
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from muster.engine.pool import claims
+from muster.engine.pool.facts import noted
 from muster.engine.pool.ledger_entries import Lease, Unit
 from muster.engine.pool.trust import Wanted
 
@@ -54,10 +55,12 @@ def grant(
         worker, now, deadline, base_version, model, copies, copied, check, trusted: as in `Ledger.grant`.
 
     Returns:
-        None where there is nothing to do.
+        None where there is nothing to do, or nothing for this worker any more.
     """
     row, checked = None, False
     if check is not None:
+        if noted(connection, f"{claims.CAUGHT}{worker}") is not None:
+            return None  # it was caught while it asked: what it was given now would be nobody's to take back
         row = connection.execute(_WANTING, (worker, trusted)).fetchone()
         checked = row is not None
     if row is None:

@@ -15,8 +15,9 @@ import numpy as np
 from torch import nn
 
 from muster.engine import gang, hardware
-from muster.engine.pool.coordinator import Coordinator, Rules
+from muster.engine.pool.coordinator import Coordinator
 from muster.engine.pool.course import Version
+from muster.engine.pool.rules import Rules
 from muster.engine.pool.trust import Trust
 from muster.engine.pool.updates import Arrays
 from muster.engine.pool.worker import Outcome, Task, Worker
@@ -73,7 +74,7 @@ class Sampled:
     seed: int
 
     def units(self, number: int) -> list[tuple[dict[str, Any], int]]:
-        """See `muster.engine.pool.coordinator.Rounds`."""
+        """See `muster.engine.pool.rules.Rounds`."""
         parties = len(self.sizes)
         wanted = max(1, round(self.fraction * parties))
         chosen = (

@@ -14,11 +14,12 @@ import torch
 
 from muster.engine import gang, hardware
 from muster.engine.pool.chaos import Disturbance
-from muster.engine.pool.coordinator import Coordinator, Rounds, Rules
+from muster.engine.pool.coordinator import Coordinator
 from muster.engine.pool.course import Version
 from muster.engine.pool.lease_records import LeaseWriter
 from muster.engine.pool.ledger import Ledger
 from muster.engine.pool.ray_pool import RayPool, ray_pool
+from muster.engine.pool.rules import Rounds, Rules
 from muster.engine.pool.updates import Arrays
 from muster.engine.pool.worker import Outcome, Task, Worker
 from muster.engine.run_folder import EventLog, RunFolder

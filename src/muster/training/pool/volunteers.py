@@ -44,7 +44,7 @@ class Passes:
     count: int
 
     def units(self, number: int) -> list[tuple[dict[str, Any], int]]:
-        """See `muster.engine.pool.coordinator.Rounds`."""
+        """See `muster.engine.pool.rules.Rounds`."""
         first, last = number * self.samples, (number + 1) * self.samples
         return [({"begin": begin}, min(self.lease, last - begin)) for begin in range(first, last, self.lease)]
 
@@ -64,7 +64,7 @@ class RoundsOfLeases:
     count: int
 
     def units(self, number: int) -> list[tuple[dict[str, Any], int]]:
-        """See `muster.engine.pool.coordinator.Rounds`."""
+        """See `muster.engine.pool.rules.Rounds`."""
         first = number * self.leases
         return [({"begin": (first + place) * self.lease}, self.lease) for place in range(self.leases)]
 
