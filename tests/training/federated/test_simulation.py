@@ -16,7 +16,7 @@ from torch import nn
 
 import muster
 from muster import gang
-from muster.engine.pool.coordinator import BelowQuorum
+from muster.engine.pool.rules import BelowQuorum
 from muster.errors import DataError, RefusedInput
 from muster.federated import LocalTraining, simulate
 
