@@ -33,7 +33,7 @@ def check_about(ledger: Ledger, folder: Path, about: dict[str, Any], arrival: st
         ledger.note("about", about)
         ledger.note("arrival", arrival)
         return
-    for key in known.keys() | about.keys():
+    for key in dict.fromkeys([*about, *known]):
         if known.get(key) != about.get(key):
             raise DataError(
                 f"{folder} is of a pool with {key} {known.get(key)!r}, and this is one with {about.get(key)!r}; give "
