@@ -166,9 +166,12 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--cases", nargs="+", help="words of the names of those to run")
+    parser.add_argument(
+        "--engine", default="local", help="local forks the ranks; embedded has Ray started for every trial"
+    )
     parser.add_argument("--quick", action="store_true", help="one case, few steps: figures mean nothing")
     arguments = parser.parse_args()
-    budget, steps, pairs, engine = arguments.budget, arguments.steps, arguments.pairs, "embedded"
+    budget, steps, pairs, engine = arguments.budget, arguments.steps, arguments.pairs, arguments.engine
     if arguments.quick:
         budget, steps, pairs, engine = 1.0, 3, 1, "local"
     print_heading("muster tune on spoiled jobs", budget_s=budget, steps=steps, pairs=pairs)

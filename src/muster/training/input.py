@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import tempfile
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing.context import BaseContext
 from typing import Any
 
 import torch
@@ -119,14 +122,17 @@ class Input:
 
     def _plain(self) -> Iterator[Any]:
         workers = self._how.loader_workers
-        loader = DataLoader(
-            self._samples,
-            batch_sampler=self._batches,  # type: ignore[arg-type]
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            multiprocessing_context="forkserver" if workers else None,
-            pin_memory=self._context.device.type == "cuda",
-        )
+        with warnings.catch_warnings():
+            # More of them than cores are right where they wait for a store; the report says what they deliver.
+            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+            loader = DataLoader(
+                self._samples,
+                batch_sampler=self._batches,  # type: ignore[arg-type]
+                num_workers=workers,
+                persistent_workers=workers > 0,
+                multiprocessing_context=_from_a_server(type(self._data).__module__) if workers else None,
+                pin_memory=self._context.device.type == "cuda",
+            )
         return iter(loader)
 
     def _look_ahead(self) -> Iterator[Any]:
@@ -159,6 +165,13 @@ class Input:
         with context.clock.in_a_collective():  # the ranks meet and plan
             first = iter(loader)
         return _one_after_another(loader, first, order.stretches - stretch)
+
+
+def _from_a_server(module: str) -> BaseContext:
+    """Processes forked from a server that has imported torch and such a module, so that each is there at once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "torch.utils.data", module])
+    return context
 
 
 def _one_after_another(loader: LookAheadLoader, first: Iterator[Any], stretches: int) -> Iterator[Any]:
