@@ -30,7 +30,7 @@ def command(runs: RunsFolder = DEFAULT_RUNS, json: AsJson = False) -> None:
     table.add_column("run", no_wrap=True)  # to be copied
     for title in ("application", "status"):
         table.add_column(title, overflow="fold")
-    for title in ("steps", "ranks", "restarts"):
+    for title in ("steps", "size", "restarts"):
         table.add_column(title, justify="right")
     for row in rows:
         table.add_row(
