@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+FLOWER = "1.42.0"
 STREAMING = ("mosaicml-streaming==0.13.0", "webdataset==1.0.2", "pillow")
 
 
@@ -52,6 +53,15 @@ def byzfl_python() -> Path:
         PeerUnavailable: a package cannot be installed.
     """
     return _python("byzfl", ["--no-deps", "byzfl==0.0.11"], ["numpy", "scipy"])
+
+
+def flower_python() -> Path:
+    """The Python of Flower with its simulation.
+
+    Raises:
+        PeerUnavailable: a package cannot be installed.
+    """
+    return _python("flower", [f"flwr[simulation]=={FLOWER}"])
 
 
 def _python(name: str, *packages: Sequence[str]) -> Path:
