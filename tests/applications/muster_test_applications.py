@@ -232,6 +232,7 @@ class Pictures(Application):
 class LabelledWhat(What):
     samples: int = 60
     named: bool = True
+    hidden: int = 8
 
 
 class Labels(Dataset):
@@ -257,7 +258,8 @@ class Labelled(Application):
     What = LabelledWhat
 
     def build_model(self) -> nn.Module:
-        return nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3))
+        hidden = self.what.hidden
+        return nn.Sequential(nn.Linear(5, hidden), nn.ReLU(), nn.Dropout(0.2), nn.Linear(hidden, 3))
 
     def training_data(self) -> Dataset:
         return Labels(self.what.samples, self.what.named)

@@ -91,6 +91,7 @@ def replay(run: PoolName, runs: RunsFolder = DEFAULT_RUNS, json: AsJson = False)
     from muster.engine.pool.course import replayed, saved_version
     from muster.engine.pool.ledger import Ledger
     from muster.errors import DataError
+    from muster.training.merge.compressed_updates import compression_of, fold_of
     from muster.training.merge.registry import from_description
 
     folder, _ = _found(run, runs)
@@ -100,7 +101,7 @@ def replay(run: PoolName, runs: RunsFolder = DEFAULT_RUNS, json: AsJson = False)
         about, accepted = ledger.noted("about", {}), len(ledger.accepted())
     if "rule" not in about:
         raise DataError(f"{folder} does not say under which merge rule its updates were merged")
-    again = replayed(folder, from_description(about))
+    again = replayed(folder, fold_of(from_description(about), compression_of(about)))
     saved = saved_version(folder)
     name = digest(again.packed())
     known = saved is not None and saved.number == again.number

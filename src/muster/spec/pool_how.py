@@ -7,7 +7,14 @@ import json
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
+from pydantic import (
+    Field,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 from muster.spec.gang_how import Optimizer
 from muster.spec.section import Section, refuse
@@ -56,6 +63,59 @@ class Local(Section):
         return Optimizer(
             name=self.optimizer, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
         )
+
+
+class Updates(Section):
+    """How updates travel to the coordinator."""
+
+    compression: Literal["none", "int8", "topk"] = "none"
+    """What makes updates smaller on the way: ``int8`` has a byte for each number, ``topk`` sends the largest changes alone.
+    Both are lossy; what a worker or party has not sent it keeps for its next update."""
+
+    density: float | None = Field(default=None, gt=0, le=1, validate_default=True)
+    """Share of each array that is sent; for topk, by default 0.01."""
+
+    @field_validator("density", mode="after")
+    @classmethod
+    def _fill_in_density(cls, density: float | None, info: ValidationInfo) -> float | None:
+        return 0.01 if density is None and info.data.get("compression") == "topk" else density
+
+    @model_validator(mode="after")
+    def _density_belongs_to_topk(self) -> Updates:
+        if self.density is not None and self.compression != "topk":
+            raise refuse(
+                f"{self.compression} has no density",
+                mend="remove the key, or set compression: topk",
+                key="density",
+            )
+        return self
+
+
+class Trust(Section):
+    """Whether workers are believed; docs/trust.md says what that is worth. Without this section everybody is."""
+
+    share: float = Field(default=0.098, gt=0, le=1)
+    """Share of the units of a known worker that others do again, to compare."""
+
+    quorum: int = Field(default=2, ge=2, le=9)
+    """Results that must agree."""
+
+    probation: int = Field(default=2, ge=0)
+    """A worker with fewer confirmed results is checked every time."""
+
+    trusted: list[int] = Field(default=[])
+    """Places of workers whose word decides, from 0 on; those who take a place over are trusted as well."""
+
+    audit: bool = False
+    """Whether trusted workers alone do the checks."""
+
+    @model_validator(mode="after")
+    def _audits_need_somebody(self) -> Trust:
+        if self.audit and not self.trusted:
+            raise refuse(
+                "checks by trusted workers need some", mend="list their places in trusted", key="audit"
+            )
+        return self
 
 
 class Parties(Section):
@@ -207,8 +267,15 @@ class Chaos(Section):
     """Share of the updates that is spoilt before it is handed in: numbers that are none, a wrong shape or type, or a false
     number of samples."""
 
+    lying: list[int] = Field(default=[])
+    """Places of workers that lie, from 0 on: what they hand in looks right and changes the model ten times as much, in the
+    opposite direction. Lies of the same unit are alike, so that two such workers collude."""
+
+    lies: float = Field(default=1.0, gt=0, le=1)
+    """Share of their updates that are lies."""
+
     seed: int = Field(default=0, ge=0, lt=2**63)
-    """Fixes the times of the kills and which updates are spoilt."""
+    """Fixes the times of the kills, and which updates are spoilt or lies."""
 
     @field_validator("slow", mode="after")
     @classmethod
@@ -265,6 +332,12 @@ class PoolHow(How):
 
     parties: Parties | None = None
     """Parties with data of their own; by default the workers share all data, as volunteers do."""
+
+    communication: Updates = Updates()
+    """How updates travel to the coordinator."""
+
+    trust: Trust | None = None
+    """Whether workers are believed; by default all are."""
 
     quorum: float = Field(default=1.0, gt=0, le=1)
     """Share of a round's units that must be done; the run fails, and says so, if more were set aside."""
@@ -342,7 +415,30 @@ class PoolHow(How):
             )
         if self.round_leases is not None and self.rounds is None:
             raise refuse("there are no rounds", mend="remove the key", key="round_leases")
+        if self.trust is not None:
+            self._suits_checks(self.trust)
         return self
+
+    def _suits_checks(self, trust: Trust) -> None:
+        needed = 2 if trust.audit else trust.quorum + (not trust.trusted)
+        if self.workers < needed:
+            raise refuse(
+                f"found {self.workers}",
+                mend=f"expected at least {needed}: how.trust has workers check each other, and others settle their disputes",
+                key="workers",
+            )
+        if strangers := [place for place in trust.trusted if not 0 <= place < self.workers]:
+            raise refuse(
+                f"no worker has place {strangers[0]}",
+                mend=f"expected 0 to {self.workers - 1}",
+                key="trust.trusted",
+            )
+        if self.parties is None and self.communication.compression != "none":
+            raise refuse(
+                "what a volunteer has left out of its updates makes its results its own, so that none can be compared",
+                mend="remove how.communication, or how.trust",
+                key="communication",
+            )
 
     def _suits_parties(self) -> None:
         if self.epochs is not None:

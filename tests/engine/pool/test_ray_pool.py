@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import muster.merge
+import muster.trust
 from muster.engine import gang
 from muster.engine.pool.chaos import Disturbance
 from muster.engine.pool.coordinator import Coordinator
@@ -37,8 +38,14 @@ class Rounds:
         return [({"round": number, "place": place}, 3) for place in range(6)]
 
 
-def coordinator(folder: Path, count: int, told: object = None, merged: object = None) -> Coordinator:
-    options = {} if told is None else {"told": told, "merged": merged}
+def coordinator(
+    folder: Path,
+    count: int,
+    told: object = None,
+    merged: object = None,
+    trust: muster.trust.Replication | None = None,
+) -> Coordinator:
+    options = {"trust": trust} | ({} if told is None else {"told": told, "merged": merged})
     return Coordinator(
         folder,
         model=MODEL,
@@ -199,3 +206,58 @@ def test_workers_that_cannot_start_end_the_pool_with_the_reason(session: object,
         ),
     ):
         list(ray.versions())
+
+
+def lies_sometimes(task: Task) -> Outcome:
+    """The worker at place 1 lies about one unit in each round; the others are honest."""
+    outcome = slowly(task)
+    if task.slot == 1 and task.work["place"] == 3:
+        return Outcome({"w": task.model["w"] - 1}, task.samples)
+    return outcome
+
+
+def test_a_liar_is_caught_its_place_is_given_up_and_the_model_is_the_honest_one(
+    tmp_path: Path, ray_engine: gang.Engine
+) -> None:
+    assert ray_engine.session is not None
+    events: list[tuple[str, str, str]] = []
+
+    def build(told: Any, merged: Any) -> Coordinator:
+        return coordinator(tmp_path / "pool", 12, told, merged, muster.trust.Replication(1.0))
+
+    with ray_pool(
+        ray_engine.session, build, lies_sometimes, workers=3, told=lambda *event: events.append(event)
+    ) as pool:
+        for _ in pool.versions():
+            pass
+        final = pool.newest()
+    honest = coordinator(tmp_path / "honest", 12)
+    Worker(honest, "alone", slowly).run()
+    np.testing.assert_array_equal(final.model["w"], honest.wait(0).model["w"])
+    honest.close()
+    assert [who for kind, who, _ in events if kind == "lie"] == ["worker 1"]
+    assert [who for kind, who, _ in events if kind == "left" and who == "worker 1"] == ["worker 1"]
+    assert {who for kind, who, _ in events if kind == "joined"} == {"worker 0", "worker 1", "worker 2"}
+
+
+def lies_always(task: Task) -> Outcome:
+    """Only the worker at place 0 is honest."""
+    outcome = slowly(task)
+    return outcome if task.slot == 0 else Outcome({"w": outcome.weights["w"] + task.slot}, task.samples)
+
+
+def test_a_pool_whose_workers_were_nearly_all_caught_says_so(tmp_path: Path, ray_engine: gang.Engine) -> None:
+    assert ray_engine.session is not None
+
+    def build(told: Any, merged: Any) -> Coordinator:
+        trust = muster.trust.Replication(1.0, trusted=["worker 0"])
+        return coordinator(tmp_path / "pool", 3, told, merged, trust)
+
+    with (
+        pytest.raises(
+            MusterError, match="2 workers were caught lying, and nobody takes their places: 1 are left"
+        ),
+        ray_pool(ray_engine.session, build, lies_always, workers=3) as pool,
+    ):
+        for _ in pool.versions():
+            pass

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import sqlite3
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,12 @@ import torch
 from muster_test_applications import Labels
 from safetensors.numpy import load_file
 from torch.utils.data import Subset
+from typer.testing import CliRunner
 
 import muster
 from muster._run import Run
+from muster.cli.command_line import app
+from muster.engine.pool.blobs import Manifest
 from muster.engine.pool.coordinator import Coordinator
 from muster.engine.pool.course import replayed, saved_version
 from muster.engine.pool.ledger import Ledger
@@ -149,7 +154,8 @@ def test_a_worker_that_must_go_hands_in_what_it_has_and_the_rest_is_leased_again
     parsed = job(tmp_path, COUNTED, samples=84)
     planned = plan(load_application("tests.counting")(parsed.what), parsed.how)
     stop = threading.Event()
-    pool = Coordinator(tmp_path / "pool", model=planned.model, fold=planned.rule, rounds=planned.rounds)
+    part = planned.coordination
+    pool = Coordinator(tmp_path / "pool", model=part.model, fold=part.rule, rounds=part.rounds)
 
     def interrupted(task: Task) -> Outcome:
         task.progress = lambda samples: stop.set() if samples >= 8 else None  # type: ignore[method-assign]
@@ -167,6 +173,61 @@ def test_a_worker_that_must_go_hands_in_what_it_has_and_the_rest_is_leased_again
     with Ledger(tmp_path / "pool" / "ledger.sqlite") as ledger:
         first = ledger.accepted()[0]
     assert (first.worker, first.samples) == ("first", 8)
+
+
+def test_workers_of_a_job_check_each_other_and_nothing_of_a_lie_is_left(tmp_path: Path) -> None:
+    parsed = parse_job(
+        {
+            "what": {"app": "tests.counting", "samples": 84},
+            "how": COUNTED
+            | {"shape": "pool", "workers": 3, "trust": {"share": 0.3}}
+            | {"chaos": {"lying": [2], "lies": 0.2, "seed": 5}},
+        }
+    )
+    planned = plan(load_application("tests.counting")(parsed.what), parsed.how)
+    events: list[tuple[str, str, str]] = []
+    pool = planned.coordination.open(
+        tmp_path / "pool", lambda *event: events.append(event), lambda version: None
+    )
+    works = [copy.deepcopy(planned.work) for _ in range(3)]
+    workers = [Worker(pool, f"worker {slot}", works[slot], slot=slot) for slot in range(3)]
+    with ThreadPoolExecutor(3) as threads:
+        ended = list(threads.map(lambda worker: worker.run(), workers))
+    final = pool.wait(0)
+    pool.close()
+    assert [who for kind, who, _ in events if kind == "lie"] == ["worker 2"]
+    assert "worker 2 was caught lying" in ended[2]
+    np.testing.assert_array_equal(final.model["uses"], np.full(84, -3.0, np.float32))
+    again = planned.coordination.open(tmp_path / "pool", lambda *event: None, lambda version: None)
+    assert again.caught.keys() == {"worker 2"}
+    np.testing.assert_array_equal(again.wait(0).model["uses"], final.model["uses"])
+    again.close()
+
+
+@pytest.mark.parametrize("communication", [{"compression": "int8"}, {"compression": "topk", "density": 0.05}])
+def test_volunteers_send_fewer_bytes_and_learn_as_much(tmp_path: Path, communication: dict[str, Any]) -> None:
+    how = {
+        "rule": "downpour",
+        "epochs": 40,
+        "lease": 60,
+        "local": {"batch": 20, "lr": 0.1},
+        "chaos": {"corrupt": 0.1, "seed": 1},
+    }
+    done = run(tmp_path, how | {"communication": communication}, "tests.labelled", hidden=512)
+    dense = run(tmp_path, how, "tests.labelled", hidden=512)
+    last = [found.metrics().to_pylist()[-1]["value"] for found in (done, dense)]
+    assert last[1] > 0.7
+    assert last[0] >= last[1] - 0.1
+    sizes = []
+    for found in (done, dense):
+        with Ledger(pool_folder(found.folder) / "ledger.sqlite") as ledger:
+            sizes += [Manifest.from_json(ledger.accepted()[0].detail["update"], most_bytes=1 << 40).size]
+    assert sizes[0] < 0.4 * sizes[1]
+    refused = [row for row in done.table("leases").to_pylist() if row["outcome"] == "refused"]
+    assert refused
+    told = CliRunner().invoke(app, ["pool", "replay", str(done.folder.path / "pool")])
+    assert told.exit_code == 0, told.output
+    assert "bit for bit" in told.output
 
 
 def test_leases_are_as_long_as_the_renewal_model_says(tmp_path: Path) -> None:

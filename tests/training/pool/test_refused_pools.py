@@ -129,6 +129,56 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         {},
         "how.chaos.notice: nothing is killed; remove the key, or set kill_every",
     ),
+    (
+        {"epochs": 1, "communication": {"density": 0.1}},
+        {},
+        "how.communication.density: none has no density; remove the key, or set compression: topk",
+    ),
+    (
+        {"epochs": 1, "communication": {"compression": "bf16"}},
+        {},
+        "how.communication.compression: found 'bf16'; expected one of: none, int8, topk",
+    ),
+    (
+        {"epochs": 1, "communication": {"compression": "int8"}, "trust": {"trusted": [0]}},
+        {},
+        "how.communication: what a volunteer has left out of its updates makes its results its own",
+    ),
+    (
+        {"epochs": 1, "trust": {}},
+        {},
+        "how.workers: found 2; expected at least 3: how.trust has workers check each other, and others settle",
+    ),
+    (
+        {"epochs": 1, "trust": {"quorum": 3, "trusted": [0]}},
+        {},
+        "how.workers: found 2; expected at least 3: how.trust has workers check each other, and others settle",
+    ),
+    (
+        {"epochs": 1, "trust": {"quorum": 1}},
+        {},
+        "how.trust.quorum: found 1; expected a whole number from 2 to 9",
+    ),
+    (
+        {"epochs": 1, "trust": {"trusted": [2]}},
+        {},
+        "how.trust.trusted: no worker has place 2; expected 0 to 1",
+    ),
+    (
+        {"epochs": 1, "trust": {"audit": True}},
+        {},
+        "how.trust.audit: checks by trusted workers need some; list their places in trusted",
+    ),
+    (
+        {"epochs": 1, "rule": "easgd", "trust": {"trusted": [0]}},
+        {},
+        "how.trust: under easgd each worker keeps something of its own, so that no two results can be compared",
+    ),
+    (
+        {"epochs": 1, "chaos": {"lies": 0}},
+        {},
+        "how.chaos.lies: found 0; expected a number above 0 to 1",
+    ),
     ({"epochs": 1, "chaos": {"slow": [0.5]}}, {}, "how.chaos.slow: found 0.5; expected factors of 1 or more"),
     (
         {"epochs": 1, "chaos": {"corrupt": 1}},

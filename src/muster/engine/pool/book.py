@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from muster.engine.pool.blobs import BlobStore, Manifest
-from muster.engine.pool.course import Fold, Version
+from muster.engine.pool.course import Version
 from muster.engine.pool.delivery import chunks_of
+from muster.engine.pool.fold import Fold
 from muster.engine.pool.ledger import Claim, Lease
 from muster.engine.pool.pace import Pace
 from muster.engine.pool.rules import Rules

@@ -16,9 +16,11 @@ from typing import Final, Protocol
 
 import numpy as np
 
+from muster.engine.pool.updates import Array, Arrays
 from muster.engine.pool.worker import Outcome
 
 _FALSE_SAMPLES: Final = 10**9
+_BOLDNESS: Final = 10  # of a lie
 
 
 class Presence(Protocol):
@@ -135,23 +137,55 @@ def _send(pid: int, number: signal.Signals) -> bool:
     return True
 
 
+def lied(outcome: Outcome, base: Arrays, share: float, *, seed: int, unit: int, attempt: int) -> Outcome:
+    """A result as it was, or, with that probability, one that looks right: ten times its change, in the opposite direction.
+
+    Arguments:
+        outcome: an honest one.
+        base: the model that it began from.
+        share: of the results that are lies.
+        seed, unit, attempt: fix which.
+    """
+    generator = np.random.default_rng([seed, 2, unit, attempt])
+    if outcome.samples == 0 or generator.random() >= share:
+        return outcome
+    weights = {
+        name: (base[name] - _BOLDNESS * (array - base[name])).astype(array.dtype)
+        if np.issubdtype(array.dtype, np.floating)
+        else array
+        for name, array in outcome.weights.items()
+    }
+    return dataclasses.replace(outcome, weights=weights)
+
+
+def _changed(outcome: Outcome, change: Callable[[Array], Array], kinds: str) -> Outcome:
+    """The first array of such a dtype (`numpy.dtype.kind`) is changed, whether it travels as it is or encoded."""
+    for name, array in outcome.weights.items():
+        if array.dtype.kind in kinds:
+            return dataclasses.replace(outcome, weights={**outcome.weights, name: change(array)})
+    for part, groups in outcome.coded.items():
+        for name, array in groups[""].items():
+            if array.dtype.kind in kinds:
+                changed = {**groups, "": {**groups[""], name: change(array)}}
+                return dataclasses.replace(outcome, coded={**outcome.coded, part: changed})
+    raise ValueError("an update without arrays cannot be spoilt")
+
+
 def _not_a_number(outcome: Outcome) -> Outcome:
-    name, array = next(
-        (name, array) for name, array in outcome.weights.items() if np.issubdtype(array.dtype, np.floating)
-    )
-    spoilt = np.array(array, copy=True)
-    spoilt.reshape(-1)[:1] = np.nan
-    return dataclasses.replace(outcome, weights={**outcome.weights, name: spoilt})
+    def change(array: Array) -> Array:
+        spoilt = np.array(array, copy=True)
+        spoilt.reshape(-1)[:1] = np.nan
+        return spoilt
+
+    return _changed(outcome, change, "f")
 
 
 def _wrong_shape(outcome: Outcome) -> Outcome:
-    name, array = next(iter(outcome.weights.items()))
-    return dataclasses.replace(outcome, weights={**outcome.weights, name: np.stack([array, array])})
+    return _changed(outcome, lambda array: np.stack([array, array]), "fiub")
 
 
 def _wrong_type(outcome: Outcome) -> Outcome:
-    name, array = next(iter(outcome.weights.items()))
-    return dataclasses.replace(outcome, weights={**outcome.weights, name: array.astype(np.int16)})
+    return _changed(outcome, lambda array: array.astype(np.int16), "fiub")
 
 
 def _false_samples(outcome: Outcome) -> Outcome:

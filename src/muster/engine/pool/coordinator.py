@@ -20,9 +20,10 @@ from typing import Any, Final, Literal, NoReturn
 
 from muster.engine.pool.blobs import CHUNK, BlobStore
 from muster.engine.pool.book import Book
-from muster.engine.pool.course import Fold, Version, shape_of
+from muster.engine.pool.course import Version
 from muster.engine.pool.delivery import OWN, detail_of, examined_result, rest_of
 from muster.engine.pool.desk import Desk
+from muster.engine.pool.fold import Coded, Fold, decoded, plain_shape, shape_of
 from muster.engine.pool.judging import WORKER, Judge
 from muster.engine.pool.ledger import Lease, LeaseEnded, Ledger, NotActive
 from muster.engine.pool.pace import Pace
@@ -83,6 +84,11 @@ class Coordinator:
         self._desk = Desk(self._ledger, self._blobs, now, told)
         self._shape = shape_of(fold, model)
         self._most_bytes = self._rules.most_bytes or most_bytes(self._shape)
+        # What a keeper keeps is as large as its updates were before they were encoded; one more for what encoding left out.
+        kept = plain_shape(fold, model)
+        self._most_kept_bytes = self._rules.most_bytes or most_bytes(kept) * (
+            2 if isinstance(fold, Coded) else 1
+        )
         self._changed = threading.Condition(threading.RLock())  # the book and the progress are behind it
         self._late: set[str] = set()  # tokens that were brought after their end
         first = Version(0, model, fold.begin(model))
@@ -90,9 +96,8 @@ class Coordinator:
         self._progress = Progress(self._desk, self._book, fold, rounds, self._rules, merged)
         self._judge: Judge | None = None
         if trust is not None:
-            by_round = fold.arrival == "round"
             self._judge = Judge(
-                trust, self._desk, self._book, self._progress, by_round=by_round, changed=self._changed
+                trust, self._desk, self._book, self._progress, fold=fold, changed=self._changed
             )
         try:
             whom = {} if trust is None else {"trust": dict(trust.about())}
@@ -130,6 +135,17 @@ class Coordinator:
         """Whether everything is done, or nothing can be any more."""
         with self._changed:
             return self._progress.over
+
+    @property
+    def caught(self) -> dict[str, str]:
+        """Workers that have lied, and how."""
+        with self._changed:
+            return {} if self._judge is None else dict(self._judge.caught)
+
+    @property
+    def workers_needed(self) -> int:
+        """With fewer that were not caught nothing goes on."""
+        return 1 if self._trust is None else self._trust.workers_needed
 
     def wait(self, seconds: float | None = None) -> Version:
         """Waits until all is done, and tends to the leases meanwhile; returns the model.
@@ -251,7 +267,7 @@ class Coordinator:
     def put(self, token: str, name: str, content: bytes) -> None:
         """See `muster.engine.pool.seat.Seat`."""
         lease = self._active(token)
-        most = 2 * self._most_bytes + CHUNK
+        most = self._most_bytes + self._most_kept_bytes + CHUNK
         with self._changed:
             held = self._book.leases.get(token)
             if held is None:  # has ended since
@@ -287,8 +303,14 @@ class Coordinator:
             held.brought.update(result.update.chunks, result.own.chunks if result.own else ())
         try:
             arrays = examined_result(
-                self._blobs, lease, result, shape=self._shape, most_bytes=self._most_bytes
+                self._blobs,
+                lease,
+                result,
+                shape=self._shape,
+                most_bytes=self._most_bytes,
+                most_kept_bytes=self._most_kept_bytes,
             )
+            arrays = decoded(self._fold, arrays, base)
         except RefusedUpdate as error:
             self._refuse(lease, f"{error}; it sent {result.update.name}")
         if lease.checked and self._judge is not None:

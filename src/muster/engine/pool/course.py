@@ -12,31 +12,12 @@ from bisect import bisect_right
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
 
 from muster.engine.pool.blobs import BlobStore, Manifest
+from muster.engine.pool.fold import Fold, decoded
 from muster.engine.pool.ledger import Accepted, Claim, Ledger, Retraction
 from muster.engine.pool.updates import Array, Arrays, State, Update, flattened, pack, parted, unpack
 from muster.errors import DataError
-
-
-class Fold(Protocol):
-    """How accepted updates change a model; `muster.merge.MergeRule` is one."""
-
-    @property
-    def arrival(self) -> Literal["each", "round"]:
-        """Whether every update is merged as it arrives, or those of a round together."""
-        ...
-
-    def begin(self, model: Arrays) -> State: ...
-
-    def send(self, model: Arrays, state: State) -> State: ...
-
-    def expects(self, model: Arrays) -> State: ...
-
-    def merge(
-        self, model: Arrays, updates: Sequence[Update], state: State
-    ) -> tuple[dict[str, Array], State]: ...
 
 
 @dataclass(frozen=True)
@@ -176,7 +157,11 @@ def retold(
     lanes, current = [handed] * len(gone), 0
     bases, kept = {0: model}, {0: model} if 0 in keep else {}
     for place, group in enumerate(groups):
-        arrived = [Arrived(each, contents(blobs, each), bases[each.base_version]) for each in group]
+        begun = [bases[each.base_version] for each in group]
+        arrived = [
+            Arrived(each, contents(blobs, fold, each, base), base)
+            for each, base in zip(group, begun, strict=True)
+        ]
         for lane in range(current, len(gone)):
             counting = [each for each in arrived if each.accepted.number not in gone[lane]]
             before = replace(lanes[lane], number=handed.number)
@@ -225,15 +210,21 @@ def loaded_version(blobs: BlobStore, number: int, manifest: str) -> Version:
         raise DataError(f"of the snapshot of version {number} a chunk is missing: {error.args[0]}") from None
 
 
-def contents(blobs: BlobStore, accepted: Accepted | Claim) -> dict[str, Array]:
-    """The arrays of a result.
+def contents(blobs: BlobStore, fold: Fold, accepted: Accepted | Claim, base: Arrays) -> dict[str, Array]:
+    """The arrays of a result, as they are merged.
+
+    Arguments:
+        blobs: with the result as it has travelled.
+        fold: that it is for.
+        accepted: from the ledger.
+        base: the model that it began from.
 
     Raises:
         DataError: they are damaged or missing.
     """
     manifest = Manifest.from_json(accepted.detail["update"], most_bytes=1 << 62)
     try:
-        return unpack(blobs.get_whole(manifest))
+        arrays = unpack(blobs.get_whole(manifest))
     except KeyError as error:
         told = (
             f"accepted update {accepted.number}"
@@ -241,6 +232,7 @@ def contents(blobs: BlobStore, accepted: Accepted | Claim) -> dict[str, Array]:
             else f"claim on unit {accepted.unit}"
         )
         raise DataError(f"of the {told} a chunk is missing: {error.args[0]}") from None
+    return decoded(fold, arrays, base)
 
 
 def _first(blobs: BlobStore, first: str) -> Arrays:
@@ -257,8 +249,3 @@ def _rounds(accepted: Iterable[Accepted], opened: Sequence[int]) -> list[list[Ac
     for each in accepted:
         groups[bisect_right(opened, each.unit) - 1].append(each)
     return [group for group in groups if group]
-
-
-def shape_of(fold: Fold, model: Arrays) -> dict[str, Any]:
-    """What an update of this model must have, as `muster.engine.pool.updates.examined` wants it."""
-    return flattened(weights={"": model}, extra=fold.expects(model))

@@ -8,13 +8,19 @@ from typing import Any, Final
 from muster.engine.pool.blobs import BlobStore, Manifest
 from muster.engine.pool.ledger import Claim, Lease, Unit
 from muster.engine.pool.seat import Handing
-from muster.engine.pool.updates import Array, RefusedUpdate, examined
+from muster.engine.pool.updates import Array, Arrays, RefusedUpdate, examined
 
 OWN: Final = "own/"  # begins the names of the ledger's facts of what keepers keep
 
 
 def examined_result(
-    blobs: BlobStore, lease: Lease, result: Handing, *, shape: dict[str, Any], most_bytes: int
+    blobs: BlobStore,
+    lease: Lease,
+    result: Handing,
+    *,
+    shape: Arrays,
+    most_bytes: int,
+    most_kept_bytes: int,
 ) -> dict[str, Array]:
     """The arrays of a result whose chunks have been brought.
 
@@ -22,8 +28,9 @@ def examined_result(
         blobs: with the chunks.
         lease: that it is the result of.
         result: as its worker tells of it.
-        shape: what an update must have; see `muster.engine.pool.course.shape_of`.
+        shape: what an update must have; see `muster.engine.pool.fold.shape_of`.
         most_bytes: of an update.
+        most_kept_bytes: of what its keeper keeps.
 
     Raises:
         RefusedUpdate: it is not what such a lease may bring; says why.
@@ -39,7 +46,7 @@ def examined_result(
     if result.own is not None:
         if "keeper" not in lease.unit.work:
             raise RefusedUpdate("brings something to keep for a unit without a keeper")
-        if result.own.size > most_bytes or blobs.missing(result.own.chunks):
+        if result.own.size > most_kept_bytes or blobs.missing(result.own.chunks):
             raise RefusedUpdate("brings something to keep that is too large, or not whole")
     try:
         content = blobs.get_whole(result.update)

@@ -12,11 +12,12 @@ from muster.engine.pool.book import Book
 from muster.engine.pool.course import contents
 from muster.engine.pool.delivery import chunks_of, detail_of, known_manifest
 from muster.engine.pool.desk import Desk
+from muster.engine.pool.fold import Fold
 from muster.engine.pool.ledger import CAUGHT, Claim, Lease
 from muster.engine.pool.progress import Progress
 from muster.engine.pool.seat import Handing
 from muster.engine.pool.trust import Result, Trust
-from muster.engine.pool.updates import flattened, parted, unpack
+from muster.engine.pool.updates import Arrays, flattened, parted, unpack
 from muster.errors import DataError, MusterError
 
 WORKER: Final = "worker/"  # begins the names of the ledger's facts of workers
@@ -34,7 +35,7 @@ class Judge:
         desk: to write with.
         book: the coordinator's.
         progress: the coordinator's.
-        by_round: whether the rule merges those of a round together.
+        fold: how updates change the model.
         changed: the coordinator's lock.
     """
 
@@ -45,11 +46,11 @@ class Judge:
         book: Book,
         progress: Progress,
         *,
-        by_round: bool,
+        fold: Fold,
         changed: threading.Condition,
     ) -> None:
         self._trust, self._desk, self._book, self._progress = trust, desk, book, progress
-        self._by_round, self._changed = by_round, changed
+        self._fold, self._changed = fold, changed
         self._judging = threading.RLock()  # taken before the other
         self.caught: dict[str, str] = {}  # workers that have lied, and how
         self.hardware: dict[str, str] = {}  # class of each worker's machine
@@ -86,12 +87,16 @@ class Judge:
             with self._changed:
                 base = book.bases[claims[0].base_version]
                 hardware = [self.hardware.get(claim.worker, "") for claim in claims]
-            results = [self._result(claim, kind) for claim, kind in zip(claims, hardware, strict=True)]
+            results = [self._result(claim, kind, base) for claim, kind in zip(claims, hardware, strict=True)]
             verdict = self._trust.judged(flattened(weights={"": base}), results)
             if verdict.believed is None:
                 with desk.writing():
                     desk.ledger.want(unit, verdict.wanted)
-                desk.testify("disputed", "", f"unit {unit}: {len(claims)} results do not agree")
+                left = len(set(self.hardware) - set(self.caught))
+                waits = (
+                    "" if verdict.wanted.results <= left else "; it waits for a worker more than there are"
+                )
+                desk.testify("disputed", "", f"unit {unit}: {len(claims)} results do not agree{waits}")
                 if len(claims) >= _MOST_CLAIMS:
                     with self._changed:
                         progress.fail(
@@ -109,17 +114,17 @@ class Judge:
                 accepted, retraction = desk.ledger.settle(
                     believed,
                     now=desk.now(),
-                    detail={"agreed": agreed},
+                    detail={"agreed": agreed, "differences": list(verdict.differences)},
                     notes={} if own is None else {believed.detail["keeper"]: own},
                     lies=lies,
-                    anew_from=progress.opened[-1] if self._by_round else 0,
+                    anew_from=progress.opened[-1] if self._fold.arrival == "round" else 0,
                 )
             with self._changed:
                 self._settled(claims, lies)
                 self._trust.believed(agreed, verdict.differences)
                 if retraction is not None:
                     progress.retractions.append(retraction)
-                arrays = contents(desk.blobs, accepted)
+                arrays = contents(desk.blobs, self._fold, accepted, base)
                 progress.count(accepted, arrays, base, None if own is None else known_manifest(own))
                 book.discard(set().union(*(chunks_of(claim) for claim in claims if claim.token not in lies)))
                 progress.go_on()
@@ -150,9 +155,9 @@ class Judge:
         for token in [each for each, held in book.leases.items() if held.lease.worker in self.caught]:
             book.let_go(token)
 
-    def _result(self, claim: Claim, hardware: str) -> Result:
+    def _result(self, claim: Claim, hardware: str, base: Arrays) -> Result:
         """A claim with its arrays; what its keeper keeps is compared as well."""
-        arrays = contents(self._desk.blobs, claim)
+        arrays = contents(self._desk.blobs, self._fold, claim, base)
         own = claim.detail.get("own")
         if own is not None:
             try:
@@ -169,7 +174,8 @@ class Judge:
         for name, about in ledger.noted_below(WORKER).items():
             self.hardware[name.removeprefix(WORKER)] = str(about.get("hardware", ""))
         for each in ledger.accepted():
-            self._trust.believed(each.detail.get("agreed", [each.worker]))
+            differences = [tuple(told) for told in each.detail.get("differences", ())]
+            self._trust.believed(each.detail.get("agreed", [each.worker]), differences)
         for name, told in ledger.noted_below(CAUGHT).items():
             self.caught[name.removeprefix(CAUGHT)] = told
             self._trust.caught(name.removeprefix(CAUGHT))

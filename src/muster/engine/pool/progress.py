@@ -14,9 +14,10 @@ from typing import Final
 from muster.engine.pool import course
 from muster.engine.pool.blobs import Manifest
 from muster.engine.pool.book import Book
-from muster.engine.pool.course import Arrived, Fold, Version
+from muster.engine.pool.course import Arrived, Version
 from muster.engine.pool.delivery import OWN, known_manifest
 from muster.engine.pool.desk import Desk
+from muster.engine.pool.fold import Fold
 from muster.engine.pool.ledger import Accepted, Retraction, Unit
 from muster.engine.pool.rules import BelowQuorum, Rounds, Rules
 from muster.engine.pool.updates import Arrays, parted, unpack

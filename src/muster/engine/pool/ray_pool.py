@@ -166,6 +166,10 @@ class _Coordinating:
         del self._events[: len(events)], self._versions[: len(versions)]
         return News(events, versions, self._pool.accepted, over, failure)
 
+    def caught(self) -> tuple[set[str], int]:
+        """Workers that have lied, and how many the others must be."""
+        return set(self._pool.caught), self._pool.workers_needed
+
     def version(self) -> Version:
         return self._pool.version
 
@@ -401,8 +405,16 @@ class RayPool:
         except self._ray.exceptions.RayError as error:
             self._lost(name, member, error)
         self._reaper.gone(name)
-        if not self._stopping:
+        if self._stopping:
+            return
+        caught, needed = self._asked("caught")
+        if name not in caught:
             self._due.append((time.monotonic() + self._disturbance.join_s, member.slot))
+        elif (left := len(self._members) + len(self._due)) < needed:
+            raise MusterError(
+                f"{len(caught)} workers were caught lying, and nobody takes their places: {left} are left where {needed} "
+                "are needed"
+            )
 
     def _lost(self, name: str, member: _Member, error: Exception) -> None:
         on_purpose = name in self._reaper.killed

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from muster.engine.pool.book import Book
-from muster.engine.pool.course import Arrived, Fold, Version, contents, loaded_version
+from muster.engine.pool.course import Arrived, Version, contents, loaded_version
 from muster.engine.pool.delivery import OWN, known_manifest
 from muster.engine.pool.desk import Desk
+from muster.engine.pool.fold import Fold
 from muster.engine.pool.judging import Judge
 from muster.engine.pool.ledger import Ledger
 from muster.engine.pool.progress import Progress
@@ -139,7 +140,7 @@ def _merge_since(folder: Path, fold: Fold, desk: Desk, book: Book, progress: Pro
                 f"{folder}: the snapshot lacks version {each.base_version}; the ledger is damaged"
             )
         if each.number not in gone:  # in an open round only: other retractions are behind the snapshot
-            progress.arrived.append(Arrived(each, contents(desk.blobs, each), base))
+            progress.arrived.append(Arrived(each, contents(desk.blobs, fold, each, base), base))
         if fold.arrival == "each":
             progress.merge()
             if book.version.number in needed:

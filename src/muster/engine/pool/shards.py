@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal
 
-from muster.engine.pool.course import Fold
+from muster.engine.pool.fold import Fold
 from muster.engine.pool.updates import Arrays, State, Update, flattened, pack, parted, unpack
 from muster.errors import DataError, RefusedInput
 

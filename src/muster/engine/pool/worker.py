@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -73,6 +73,7 @@ class Outcome:
         steps, loss, extra: as in `muster.engine.pool.updates.Update`.
         own: what the keeper keeps for its next unit.
         seconds: spent, by pillar.
+        coded: what a codec has made of the rest of the weights; see `muster.engine.pool.fold.Codec`.
     """
 
     weights: Arrays
@@ -82,6 +83,7 @@ class Outcome:
     extra: State = field(default_factory=dict)
     own: State = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    coded: Mapping[str, State] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -186,7 +188,7 @@ class Worker:
             self._hand_in(offer, outcome, seconds)
 
     def _hand_in(self, offer: Offer, outcome: Outcome, seconds: dict[str, float]) -> None:
-        content = pack(flattened(weights={"": outcome.weights}, extra=outcome.extra))
+        content = pack(flattened(weights={"": outcome.weights}, extra=outcome.extra, **outcome.coded))
         update = self._brought(offer.token, content)
         own = None
         if outcome.own:

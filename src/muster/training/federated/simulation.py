@@ -31,6 +31,7 @@ from muster.training.federated.local_training import (
     train_party,
     weights_of,
 )
+from muster.training.merge.compressed_updates import RESIDUAL, UpdateCompression, fold_of
 from muster.training.merge.registry import described, get
 from muster.training.merge.rule import Handed, MergeRule
 
@@ -96,7 +97,7 @@ class PartyWork:
 
     Arguments:
         model: is used for it; its weights are overwritten.
-        parties, rule, local, seed: as in `simulate`.
+        parties, rule, local, seed, compression: as in `simulate`.
     """
 
     model: nn.Module
@@ -104,10 +105,12 @@ class PartyWork:
     rule: MergeRule
     local: LocalTraining
     seed: int
+    compression: UpdateCompression | None = None
 
     def __call__(self, task: Task) -> Outcome:
         party = self.parties[task.work["party"]]
-        return party_outcome(task, self.model, party, self.rule, self.local, self.seed)
+        outcome = party_outcome(task, self.model, party, self.rule, self.local, self.seed)
+        return outcome if self.compression is None else self.compression.of_party(outcome, task)
 
 
 def party_outcome(
@@ -126,7 +129,7 @@ def party_outcome(
         rule,
         local,
         Handed(task.model, task.sent),
-        task.own,
+        {name: group for name, group in task.own.items() if name != RESIDUAL},
         seed=(seed, 2, task.work["round"], task.work["party"]),
         must_end=lambda: task.must_end,
         objective=objective,
@@ -150,6 +153,7 @@ def simulate(
     evaluate: Evaluate | None = None,
     folder: str | Path | None = None,
     trust: Trust | None = None,
+    compression: UpdateCompression | None = None,
     told: Callable[[str, str, str], None] = lambda kind, who, detail: None,
 ) -> Simulated:
     """Trains a model over parties that keep their data::
@@ -171,6 +175,7 @@ def simulate(
         evaluate: is given the model, in evaluation mode, before the first round and after every round.
         folder: keeps the ledger and all updates, so that a simulation that was killed goes on; None: nothing is kept.
         trust: whom of the workers to believe, such as `muster.trust.Replication`; None: everybody.
+        compression: how updates travel, such as ``muster.federated.UpdateCompression("int8")``; None: as they are.
         told: is called with (kind, who, detail) of what happens.
 
     Raises:
@@ -218,6 +223,7 @@ def simulate(
         "quorum": quorum,
         "seed": seed,
         "local": {each.name: getattr(how, each.name) for each in fields(how) if each.name != "loss"},
+        **({} if compression is None else {"compression": compression.about()}),
     }
     with ExitStack() as stack:
         where = Path(folder) if folder is not None else Path(stack.enter_context(_temporary()))
@@ -225,14 +231,14 @@ def simulate(
             Coordinator,
             where.absolute(),
             model=first,
-            fold=chosen,
+            fold=fold_of(chosen, compression),
             about=about,
             rounds=course,
             rules=Rules(quorum=quorum),
             trust=trust,
             durable=folder is not None,
         )
-        work = PartyWork(model, members, chosen, how, seed)
+        work = PartyWork(model, members, chosen, how, seed, compression)
         if workers == 0:
             pool = stack.enter_context(opened(told=on_event, merged=on_version))
             Worker(pool, "in process", work).run()

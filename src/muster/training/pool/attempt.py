@@ -30,14 +30,15 @@ from muster.training.export import export_model
 from muster.training.federated.local_training import load_weights, weights_of
 from muster.training.federated.simulation import Sampled
 from muster.training.generators import seed_generators
+from muster.training.merge.compressed_updates import fold_of
 from muster.training.merge.registry import described
 from muster.training.merge.rule import MergeRule
-from muster.training.pool.check import check_pool, rule_of
+from muster.training.pool.check import check_pool, rule_of, trust_of
 from muster.training.pool.evaluation import Evaluator
 from muster.training.pool.lease_size import lease_samples
 from muster.training.pool.machines import availability
 from muster.training.pool.parties import ApplicationParties, dealt
-from muster.training.pool.volunteers import Passes, RoundsOfLeases, VolunteerWork
+from muster.training.pool.volunteers import Passes, RoundsOfLeases, VolunteerWork, compression_for
 
 _GRACE_S: Final = 5.0  # for workers to hand in what they have when a run is stopped
 _RECORD_EVERY_S: Final = 1.0
@@ -46,28 +47,58 @@ Told = Callable[[str, str, str], None]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a job comes to once its data are known.
+class Coordination:
+    """What a job's coordinator is opened with, in whichever process it is.
 
     Arguments:
         model: the first one.
         rule: that merges.
         rounds: what is to be done.
-        work: does a unit.
-        lease: samples of a lease; None for parties.
-        units: that there are at least, over all rounds.
-        evaluate_every: merges.
+        how: of the job.
         about: what the pool's folder says of itself.
     """
 
     model: Arrays
     rule: MergeRule
     rounds: Rounds
+    how: PoolHow
+    about: Mapping[str, Any]
+
+    def open(self, folder: Path, told: Told, merged: Callable[[Version], None]) -> Coordinator:
+        """Begins, or goes on with what is in the folder."""
+        how = self.how
+        return Coordinator(
+            folder,
+            model=self.model,
+            fold=fold_of(self.rule, compression_for(how)),
+            about=self.about,
+            rounds=self.rounds,
+            rules=Rules(
+                silence_s=how.silence.seconds, copies=how.copies, quorum=how.quorum, attempts=how.attempts
+            ),
+            trust=trust_of(how),
+            told=told,
+            merged=merged,
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a job comes to once its data are known.
+
+    Arguments:
+        coordination: the coordinator's part.
+        work: does a unit.
+        lease: samples of a lease; None for parties.
+        units: that there are at least, over all rounds.
+        evaluate_every: merges.
+    """
+
+    coordination: Coordination
     work: Callable[[Task], Outcome]
     lease: int | None
     units: int
     evaluate_every: int
-    about: Mapping[str, Any]
 
 
 def plan(application: Application, how: PoolHow) -> Plan:
@@ -88,29 +119,32 @@ def plan(application: Application, how: PoolHow) -> Plan:
         "local": how.local.model_dump(mode="json"),
         "quorum": how.quorum,
     }
+    if (compression := compression_for(how)) is not None:
+        about |= {"compression": compression.about()}
+
+    def coordination(units: Rounds, /, **others: Any) -> Coordination:
+        return Coordination(model, rule, units, how, about | others)
+
     if how.parties is not None:
         indices = dealt(application, data, how)
         assert how.rounds is not None
-        rounds = Sampled([len(mine) for mine in indices], how.rounds, how.parties.fraction, seed)
+        sampled = Sampled([len(mine) for mine in indices], how.rounds, how.parties.fraction, seed)
         work = ApplicationParties(application, how, rule, indices)
-        about |= {"rounds": how.rounds, "parties": how.parties.model_dump(mode="json")}
-        return Plan(model, rule, rounds, work, None, how.rounds, how.evaluate_every or 1, about)
-    lease = lease_samples(how, samples)
-    about |= {"lease": lease}
-    work_ = VolunteerWork(application, how, rule)
+        parties = how.parties.model_dump(mode="json")
+        part = coordination(sampled, rounds=how.rounds, parties=parties)
+        return Plan(part, work, None, how.rounds, how.evaluate_every or 1)
+    lease, volunteers = lease_samples(how, samples), VolunteerWork(application, how, rule)
     if how.epochs is not None:
         a_pass = -(-samples // lease)
-        passes = Passes(samples, lease, how.epochs)
-        about |= {"epochs": how.epochs}
-        every = how.evaluate_every or a_pass
-        return Plan(model, rule, passes, work_, lease, how.epochs * a_pass, every, about)
+        part = coordination(Passes(samples, lease, how.epochs), lease=lease, epochs=how.epochs)
+        return Plan(part, volunteers, lease, how.epochs * a_pass, how.evaluate_every or a_pass)
     assert how.rounds is not None
     leases = how.round_leases or how.workers
-    about |= {"rounds": how.rounds, "round_leases": leases}
-    every = how.evaluate_every or max(1, samples // (leases * lease))
-    return Plan(
-        model, rule, RoundsOfLeases(lease, leases, how.rounds), work_, lease, how.rounds, every, about
+    part = coordination(
+        RoundsOfLeases(lease, leases, how.rounds), lease=lease, rounds=how.rounds, round_leases=leases
     )
+    every = how.evaluate_every or max(1, samples // (leases * lease))
+    return Plan(part, volunteers, lease, how.rounds, every)
 
 
 def execute_pool(
@@ -169,12 +203,15 @@ class _Execution:
     def run(self, engine: gang.Engine) -> None:
         """From the first lease to the exported model."""
         self._run.update(world_size=self._how.workers, shape="pool")
+        rule = self._plan.coordination.rule
         self._events(
             "pool_started", workers=self._how.workers, lease=self._plan.lease, units=self._plan.units,
-            rule=self._plan.rule.name, arrival=self._plan.rule.arrival, resumed=(self._folder / "ledger.sqlite").is_file(),
+            rule=rule.name, arrival=rule.arrival, resumed=(self._folder / "ledger.sqlite").is_file(),
         )  # fmt: skip
         try:
-            with Evaluator(self._application, self._run, self._attempt, self._plan.model) as evaluator:
+            with Evaluator(
+                self._application, self._run, self._attempt, self._plan.coordination.model
+            ) as evaluator:
                 if engine.session is None:
                     final = self._in_process(evaluator)
                 else:
@@ -185,9 +222,6 @@ class _Execution:
             self._leases.close()
             self._record(final=True)
             self._events.close()
-
-    def _build(self, told: Told, merged: Callable[[Version], None]) -> Coordinator:
-        return _coordinator(self._folder.absolute(), self._plan, self._how, told, merged)
 
     def _on_engine(self, engine: gang.Engine, evaluator: Evaluator) -> Version:
         assert engine.session is not None
@@ -201,14 +235,10 @@ class _Execution:
             seed=chaos.seed,
             presence=availability(self._how),
         )
-        folder, planned, how = self._folder.absolute(), self._plan, self._how
-        bare = Plan(  # the work goes to workers alone
-            planned.model, planned.rule, planned.rounds, _no_work, planned.lease, planned.units,
-            planned.evaluate_every, planned.about,
-        )  # fmt: skip
+        folder, coordination = self._folder.absolute(), self._plan.coordination
         with ray_pool(
             engine.session,
-            lambda told, merged: _coordinator(folder, bare, how, told, merged),
+            lambda told, merged: coordination.open(folder, told, merged),
             self._plan.work,
             workers=self._how.workers,
             threads=self._threads,
@@ -243,7 +273,9 @@ class _Execution:
             self._record()
 
         with ExitStack() as stack:
-            pool = stack.enter_context(self._build(self._tell, merged))
+            pool = stack.enter_context(
+                self._plan.coordination.open(self._folder.absolute(), self._tell, merged)
+            )
             stop = stack.enter_context(_watched(self._stop_asked))
             known = self._known()
             number = len(known)
@@ -279,7 +311,7 @@ class _Execution:
         with Ledger(self._folder / "ledger.sqlite") as ledger:
             counts, standing = ledger.counts(), ledger.standing()
             opened = ledger.noted("opened", [])
-        if self._plan.rule.arrival == "each":
+        if self._plan.coordination.rule.arrival == "each":
             step, steps = standing.accepted, max(self._plan.units, sum(counts.values()))
         else:
             step, steps = max(0, len(opened) - (1 if standing.open else 0)), self._plan.units
@@ -296,27 +328,6 @@ class _Execution:
         pictures = self._run.path / "pictures"
         pictures.mkdir(exist_ok=True)
         self._application.illustrate(model, pictures)
-
-
-def _no_work(task: Task) -> Outcome:
-    raise NotImplementedError
-
-
-def _coordinator(
-    folder: Path, planned: Plan, how: PoolHow, told: Told, merged: Callable[[Version], None]
-) -> Coordinator:
-    return Coordinator(
-        folder,
-        model=planned.model,
-        fold=planned.rule,
-        about=planned.about,
-        rounds=planned.rounds,
-        rules=Rules(
-            silence_s=how.silence.seconds, copies=how.copies, quorum=how.quorum, attempts=how.attempts
-        ),
-        told=told,
-        merged=merged,
-    )
 
 
 def _ended_by(reason: str) -> MusterError:

@@ -7,6 +7,7 @@ from muster.spec import Job, PoolHow
 from muster.training.merge.registry import get
 from muster.training.merge.rule import MergeRule
 from muster.training.pool.machines import availability
+from muster.training.trust.replication import Replication
 
 
 def rule_of(how: PoolHow) -> MergeRule:
@@ -22,6 +23,20 @@ def rule_of(how: PoolHow) -> MergeRule:
         raise JobError(
             found, mend=mend or "docs/merge-rules.md says what it takes", key="how.rule"
         ) from error
+
+
+def trust_of(how: PoolHow) -> Replication | None:
+    """Whom of a job's workers to believe; None: everybody."""
+    told = how.trust
+    if told is None:
+        return None
+    return Replication(
+        told.share,
+        quorum=told.quorum,
+        probation=told.probation,
+        trusted=[f"worker {place}" for place in told.trusted],
+        audit=told.audit,
+    )
 
 
 def check_pool(job: Job) -> None:
@@ -52,6 +67,12 @@ def check_pool(job: Job) -> None:
             f"{rule.name} merges the updates of a round together",
             mend="set how.rounds in its place",
             key="how.epochs",
+        )
+    if how.trust is not None and rule.keeps == "worker":
+        raise JobError(
+            f"under {rule.name} each worker keeps something of its own, so that no two results can be compared",
+            mend="remove the key, or name another rule",
+            key="how.trust",
         )
     if how.parties is None and rule.keeps == "party":
         raise JobError(

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from muster.engine.pool.chaos import spoilt
 from muster.engine.pool.worker import Outcome, Task
 from muster.errors import JobError, RefusedInput
 from muster.spec import PoolHow
@@ -21,8 +20,7 @@ from muster.training.federated.partition import by_class, dirichlet, even
 from muster.training.federated.simulation import party_outcome
 from muster.training.merge.rule import MergeRule
 from muster.training.pool.samples import PartySamples, labels_of
-from muster.training.pool.volunteers import Loaded, Metronome
-from muster.training.recipe import make_optimizer
+from muster.training.pool.volunteers import Loaded, Metronome, compression_for, corrupted, disturbed
 
 
 def dealt(application: Application, data: Any, how: PoolHow) -> list[npt.NDArray[np.int64]]:
@@ -78,18 +76,16 @@ class ApplicationParties:
     def ready(self) -> None:
         """Builds the model and opens the data; see `muster.engine.pool.worker.Prepared`."""
         if self._loaded is None:
-            self._loaded = Loaded.of(self.application)
-            make_optimizer(self._loaded.model, self.how.local.recipe)  # torch imports much for the first one
+            self._loaded = Loaded.of(self.application, self.how.local.recipe)
 
     def __call__(self, task: Task) -> Outcome:
         began = time.monotonic()
         self.ready()
         assert self._loaded is not None
         io_s = time.monotonic() - began
-        loaded, chaos = self._loaded, self.how.chaos
+        loaded, compression = self._loaded, compression_for(self.how)
         party = PartySamples(loaded.samples, self.indices[task.work["party"]], task.work["round"])
-        slower = chaos.slow[task.slot] if task.slot < len(chaos.slow) else 1.0
-        metronome = Metronome(self.how.pace, slower)
+        metronome = Metronome.of(self.how, task.slot)
         local = local_training(self.how.local)
         outcome = party_outcome(
             task, loaded.model, party, self.rule, local, self.application.what.seed, loaded.application.loss
@@ -97,5 +93,7 @@ class ApplicationParties:
         io_s += party.fetching_s
         metronome.wait(outcome.steps * local.batch, task)
         seconds = {"io": io_s, "compute": time.monotonic() - began - io_s}
-        outcome = replace(outcome, seconds=seconds)
-        return spoilt(outcome, chaos.corrupt, seed=chaos.seed, unit=task.unit, attempt=task.attempt)
+        outcome = disturbed(replace(outcome, seconds=seconds), task, self.how.chaos)
+        if compression is not None:
+            outcome = compression.of_party(outcome, task)
+        return corrupted(outcome, task, self.how.chaos)

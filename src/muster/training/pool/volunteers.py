@@ -14,9 +14,11 @@ from typing import Any
 
 from torch import nn
 
-from muster.engine.pool.chaos import spoilt
+from muster.engine.pool.chaos import lied, spoilt
 from muster.engine.pool.worker import Outcome, Task
 from muster.spec import PoolHow
+from muster.spec.gang_how import Optimizer
+from muster.spec.pool_how import Chaos
 from muster.training.application import Application
 from muster.training.federated.local_training import (
     correct_gradients,
@@ -24,7 +26,8 @@ from muster.training.federated.local_training import (
     load_weights,
     weights_of,
 )
-from muster.training.merge.rule import Handed, MergeRule, State, Trained
+from muster.training.merge.compressed_updates import UpdateCompression
+from muster.training.merge.rule import Arrays, Handed, MergeRule, State, Trained
 from muster.training.pool.samples import Samples
 from muster.training.recipe import make_optimizer
 
@@ -81,6 +84,12 @@ class Metronome:
         self._pace, self._slower = pace, slower
         self._began = self._last = time.monotonic()
 
+    @classmethod
+    def of(cls, how: PoolHow, slot: int) -> Metronome:
+        """For the worker at a place of a job's pool."""
+        slow = how.chaos.slow
+        return cls(how.pace, slow[slot] if slot < len(slow) else 1.0)
+
     def wait(self, samples: int, task: Task) -> None:
         """Waits until so many samples of this lease may have been done; in short naps, for the worker may have to go."""
         now = time.monotonic()
@@ -102,10 +111,32 @@ class Loaded:
     samples: Samples
 
     @classmethod
-    def of(cls, application: Application) -> Loaded:
+    def of(cls, application: Application, recipe: Optimizer) -> Loaded:
         """Builds the model, whose weights are overwritten, and opens the data."""
         samples = Samples(application.training_data(), application.what.seed)
-        return cls(application, application.build_model(), samples)
+        loaded = cls(application, application.build_model(), samples)
+        make_optimizer(loaded.model, recipe)  # torch imports much for the first one
+        return loaded
+
+
+def compression_for(how: PoolHow) -> UpdateCompression | None:
+    """How a job's updates travel; None: as they are."""
+    told = how.communication
+    if told.compression == "none":
+        return None
+    return UpdateCompression(told.compression, 0.01 if told.density is None else told.density)
+
+
+def disturbed(outcome: Outcome, task: Task, chaos: Chaos) -> Outcome:
+    """What a worker takes for its result: a lie, where its place is one of those that lie."""
+    if task.slot not in chaos.lying:
+        return outcome
+    return lied(outcome, task.model, chaos.lies, seed=chaos.seed, unit=task.unit, attempt=task.attempt)
+
+
+def corrupted(outcome: Outcome, task: Task, chaos: Chaos) -> Outcome:
+    """What a worker hands in: its result, or something that is none."""
+    return spoilt(outcome, chaos.corrupt, seed=chaos.seed, unit=task.unit, attempt=task.attempt)
 
 
 @dataclass
@@ -123,21 +154,24 @@ class VolunteerWork:
     rule: MergeRule
     _loaded: Loaded | None = None
     _own: State = field(default_factory=dict)  # what the rule keeps at a worker; a new one begins without
+    _residual: Arrays = field(default_factory=dict)  # what was left out of its updates
 
     def ready(self) -> None:
         """Builds the model and opens the data; see `muster.engine.pool.worker.Prepared`."""
         if self._loaded is None:
-            self._loaded = Loaded.of(self.application)
-            make_optimizer(self._loaded.model, self.how.local.recipe)  # torch imports much for the first one
+            self._loaded = Loaded.of(self.application, self.how.local.recipe)
 
     def __call__(self, task: Task) -> Outcome:
         began = time.monotonic()
         self.ready()
         assert self._loaded is not None
-        chaos = self.how.chaos
-        slower = chaos.slow[task.slot] if task.slot < len(chaos.slow) else 1.0
-        outcome = self._trained(task, self._loaded, Metronome(self.how.pace, slower), began)
-        return spoilt(outcome, chaos.corrupt, seed=chaos.seed, unit=task.unit, attempt=task.attempt)
+        outcome = disturbed(
+            self._trained(task, self._loaded, Metronome.of(self.how, task.slot), began), task, self.how.chaos
+        )
+        compression = compression_for(self.how)
+        if compression is not None and outcome.samples:
+            outcome, self._residual = compression.encoded(outcome, task.model, self._residual, seed=task.unit)
+        return corrupted(outcome, task, self.how.chaos)
 
     def _trained(self, task: Task, loaded: Loaded, metronome: Metronome, began: float) -> Outcome:
         io_s = time.monotonic() - began

@@ -24,7 +24,8 @@ class Replication:
         share: of the units of a known worker that are checked; what that costs is this share of the work.
         quorum: results that must agree. Where two do not, more are asked for until so many do.
         probation: a worker with fewer confirmed results is checked every time.
-        trusted: workers whose word decides. They settle every dispute, and where ``audit`` is set they alone do the checks.
+        trusted: workers whose word decides, by name; ``worker 3`` stands for those who take its place, too (``worker 3.1``).
+            They settle every dispute, and where ``audit`` is set they alone do the checks.
         audit: whether checks are done by trusted workers only.
         tolerance: limits of the differences by rounding.
         secret: of the draws; None for one that nobody knows.
@@ -86,11 +87,12 @@ class Replication:
 
     def is_trusted(self, worker: str) -> bool:
         """See `muster.engine.pool.trust.Trust`."""
-        return worker in self._trusted
+        place, _, _ = worker.partition(".")
+        return worker in self._trusted or place in self._trusted
 
     def wanted(self, unit: int, worker: str) -> Wanted:
         """See `muster.engine.pool.trust.Trust`."""
-        if worker in self._trusted:
+        if self.is_trusted(worker):
             return Wanted()
         record = self._records.get(worker, Record())
         if not self._audits.due(record, secret=self._secret, unit=unit, worker=worker):
@@ -108,7 +110,7 @@ class Replication:
             pair: self._tolerances.of(results[pair[0]].hardware, results[pair[1]].hardware) for pair in apart
         }
         found = groups(len(results), lambda one, two: apart[one, two] <= allowed[one, two])
-        deciding = [place for place, result in enumerate(results) if result.worker in self._trusted]
+        deciding = [place for place, result in enumerate(results) if self.is_trusted(result.worker)]
         group = agreeing(found, quorum=self._quorum, deciding=deciding)
         if group is None:
             return Verdict(None, wanted=Wanted(len(results) + 1, trusted=bool(self._trusted)))
