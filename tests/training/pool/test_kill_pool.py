@@ -69,6 +69,33 @@ def test_kills_of_workers_coordinator_and_supervisor_lose_and_double_nothing(tmp
     assert all(row["ended"] >= row["granted"] >= row["start"] for row in rows)
 
 
+@pytest.mark.parametrize(("number", "ended"), [(signal.SIGTERM, "preempted"), (signal.SIGINT, "stopped")])
+def test_a_pool_without_an_engine_hands_in_what_it_has_when_it_is_told_to_go(
+    tmp_path: Path, number: signal.Signals, ended: str
+) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(
+        "name: t\n"
+        "what: {app: tests.counting, samples: 240}\n"
+        "how: {shape: pool, workers: 1, rule: downpour, epochs: 3, lease: 60, pace: 60, local: {batch: 4, lr: 4}}\n"
+        f"where: {{engine: local, runs: {tmp_path / 'runs'}}}\n"
+    )
+    process = runs.start(path)
+    run = runs.newest(path)
+    accepted(run, 2)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert run.status() == ended
+    before = status(run)
+    assert before["units"]["leased"] == 0
+    assert (
+        sum(worker["samples"] for worker in before["workers"]) > 120
+    )  # a part of the third lease was handed in
+    runs.resume(run)
+    uses = load_file(run.model_path)["uses"]
+    np.testing.assert_array_equal(uses, np.full(240, -3.0, np.float32))
+
+
 def accepted(run: RunFolder, count: int) -> None:
     """Waits until so many results are on the ledger."""
     deadline = time.monotonic() + 150
