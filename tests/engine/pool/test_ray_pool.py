@@ -23,6 +23,7 @@ from muster.engine.pool.ledger import Ledger
 from muster.engine.pool.ray_pool import RayPool, ray_pool
 from muster.engine.pool.rules import BelowQuorum, Rules
 from muster.engine.pool.worker import Outcome, Task, Worker
+from muster.engine.ray_engine import Session
 from muster.errors import MusterError
 
 MODEL = {"w": np.zeros(1000)}
@@ -70,21 +71,21 @@ def dies(task: Task) -> Outcome:
     return slowly(task)
 
 
-@pytest.fixture(scope="module")
-def session() -> object:
-    with gang.engine("embedded") as engine:
-        yield engine.session
+@pytest.fixture
+def session(ray_engine: gang.Engine) -> Session:
+    assert ray_engine.session is not None
+    return ray_engine.session
 
 
 @pytest.mark.kill
-def test_workers_and_coordinators_that_are_killed_change_nothing(session: object, tmp_path: Path) -> None:
+def test_workers_and_coordinators_that_are_killed_change_nothing(session: Session, tmp_path: Path) -> None:
     with coordinator(tmp_path / "straight", 12) as pool:
         Worker(pool, "a", slowly).run()
         straight = pool.wait(0)
     events: list[tuple[str, str, str]] = []
     build = partial(coordinator, tmp_path / "killed", 12)
     with ray_pool(
-        session,  # type: ignore[arg-type]
+        session,
         lambda told, merged: build(told=told, merged=merged),
         slowly,
         workers=2,
@@ -138,11 +139,11 @@ class Switch:
 
 
 @pytest.mark.kill
-def test_workers_go_with_their_machines_and_come_back_with_them(session: object, tmp_path: Path) -> None:
+def test_workers_go_with_their_machines_and_come_back_with_them(session: Session, tmp_path: Path) -> None:
     events: list[tuple[str, str]] = []
     machines = Switch(1)
     with ray_pool(
-        session,  # type: ignore[arg-type]
+        session,
         lambda told, merged: coordinator(tmp_path, 12, told, merged),
         slowly,
         workers=2,
@@ -171,11 +172,11 @@ def test_workers_go_with_their_machines_and_come_back_with_them(session: object,
 
 @pytest.mark.kill
 def test_a_unit_that_kills_its_workers_is_named_and_not_retried_for_ever(
-    session: object, tmp_path: Path
+    session: Session, tmp_path: Path
 ) -> None:
     with (
         ray_pool(
-            session,  # type: ignore[arg-type]
+            session,
             lambda told, merged: coordinator(tmp_path, 1, told, merged),
             dies,
             workers=2,
@@ -192,10 +193,10 @@ class Unloadable:
         return __import__, ("no_such_module_anywhere",)
 
 
-def test_workers_that_cannot_start_end_the_pool_with_the_reason(session: object, tmp_path: Path) -> None:
+def test_workers_that_cannot_start_end_the_pool_with_the_reason(session: Session, tmp_path: Path) -> None:
     with (
         ray_pool(
-            session,  # type: ignore[arg-type]
+            session,
             lambda told, merged: coordinator(tmp_path, 1, told, merged),
             Unloadable(),  # type: ignore[arg-type]
             workers=2,
@@ -217,16 +218,15 @@ def lies_sometimes(task: Task) -> Outcome:
 
 
 def test_a_liar_is_caught_its_place_is_given_up_and_the_model_is_the_honest_one(
-    tmp_path: Path, ray_engine: gang.Engine
+    tmp_path: Path, session: Session
 ) -> None:
-    assert ray_engine.session is not None
     events: list[tuple[str, str, str]] = []
 
     def build(told: Any, merged: Any) -> Coordinator:
         return coordinator(tmp_path / "pool", 12, told, merged, muster.trust.Replication(1.0))
 
     with ray_pool(
-        ray_engine.session, build, lies_sometimes, workers=3, told=lambda *event: events.append(event)
+        session, build, lies_sometimes, workers=3, told=lambda *event: events.append(event)
     ) as pool:
         for _ in pool.versions():
             pass
@@ -246,8 +246,7 @@ def lies_always(task: Task) -> Outcome:
     return outcome if task.slot == 0 else Outcome({"w": outcome.weights["w"] + task.slot}, task.samples)
 
 
-def test_a_pool_whose_workers_were_nearly_all_caught_says_so(tmp_path: Path, ray_engine: gang.Engine) -> None:
-    assert ray_engine.session is not None
+def test_a_pool_whose_workers_were_nearly_all_caught_says_so(tmp_path: Path, session: Session) -> None:
 
     def build(told: Any, merged: Any) -> Coordinator:
         trust = muster.trust.Replication(1.0, trusted=["worker 0"])
@@ -257,7 +256,7 @@ def test_a_pool_whose_workers_were_nearly_all_caught_says_so(tmp_path: Path, ray
         pytest.raises(
             MusterError, match="2 workers were caught lying, and nobody takes their places: 1 are left"
         ),
-        ray_pool(ray_engine.session, build, lies_always, workers=3) as pool,
+        ray_pool(session, build, lies_always, workers=3) as pool,
     ):
         for _ in pool.versions():
             pass
