@@ -26,6 +26,7 @@ STARTED = time.perf_counter()
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from digits_network import make  # noqa: E402
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict  # noqa: E402
 from flwr.clientapp import ClientApp  # noqa: E402
 from flwr.serverapp import Grid, ServerApp  # noqa: E402
@@ -36,20 +37,6 @@ from torch import nn  # noqa: E402
 FILE, ROUNDS = sys.argv[1], int(sys.argv[2])
 
 client, server = ClientApp(), ServerApp()
-
-
-def make() -> nn.Module:
-    """The network of `simulated_parties.make`."""
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(16, 32, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(512, 10),
-    )
 
 
 @cache

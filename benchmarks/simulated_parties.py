@@ -36,6 +36,7 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from digits_network import make  # noqa: E402
 from peer_environment import FLOWER, PeerUnavailable, flower_python  # noqa: E402
 from printed_results import Verdicts, print_heading, print_table  # noqa: E402
 from sklearn.datasets import load_digits  # noqa: E402
@@ -52,20 +53,6 @@ MOST_MEMORY = 0.5  # of Flower's
 HOW = LocalTraining(epochs=1, batch=16, lr=0.1)
 
 Data = tuple[torch.Tensor, torch.Tensor]
-
-
-def make() -> nn.Module:
-    """Two convolutions and a linear layer for 8 x 8 pictures; 30 thousand weights."""
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(16, 32, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(512, 10),
-    )
 
 
 def digits() -> tuple[list[Data], Data]:
@@ -103,16 +90,26 @@ def plain(parties: list[Data], rounds: int) -> tuple[float, nn.Module]:
     return took, model
 
 
-def simulated(parties: list[Data], rounds: int, workers: int) -> tuple[float, nn.Module]:
-    """Seconds a round, and the model, of `muster.federated.simulate`; the first round, with its starts, is not counted."""
-    times: list[float] = []
+def simulated(
+    parties: list[Data], rounds: int, workers: int, fraction: float = 1.0
+) -> tuple[list[float], nn.Module]:
+    """When each model of `muster.federated.simulate` was there, the first one and one a round, and the last model."""
+    stamps: list[float] = []
 
     def stamp(model: nn.Module) -> dict[str, float]:
-        times.append(time.perf_counter())
+        stamps.append(time.perf_counter())
         return {}
 
-    found = simulate(make, parties, "fedavg", rounds + 1, local=HOW, workers=workers, evaluate=stamp)
-    return (times[-1] - times[1]) / rounds, found.model
+    found = simulate(
+        make, parties, "fedavg", rounds + 1, local=HOW, workers=workers, evaluate=stamp, fraction=fraction
+    )
+    return stamps, found.model
+
+
+def paced(parties: list[Data], rounds: int, workers: int) -> tuple[float, nn.Module]:
+    """Seconds a round, and the model; the first round, with its starts, is not counted."""
+    stamps, model = simulated(parties, rounds, workers)
+    return (stamps[-1] - stamps[1]) / rounds, model
 
 
 def accuracy(model: nn.Module, held: Data) -> float:
@@ -121,23 +118,14 @@ def accuracy(model: nn.Module, held: Data) -> float:
         return float((model(held[0]).argmax(1) == held[1]).float().mean())
 
 
-def alone(parties: list[Data], held: Data, rounds: int, workers: int) -> None:
+def alone(parties: list[Data], held: Data, rounds: int, workers: int, fraction: float) -> None:
     """A simulation in a process of its own, whose parent looks at its memory; prints what it has come to."""
-    stamps: list[float] = []
     began = time.perf_counter()
-
-    def stamp(model: nn.Module) -> dict[str, float]:
-        stamps.append(time.perf_counter())
-        return {}
-
-    share = 1.0 if len(parties) == PARTIES else 0.1
-    found = simulate(
-        make, parties, "fedavg", rounds + 1, local=HOW, workers=workers, evaluate=stamp, fraction=share
-    )
+    stamps, model = simulated(parties, rounds, workers, fraction)
     told = {
         "rounds_s": np.diff(stamps[1:]).tolist(),
         "first_s": stamps[1] - began,
-        "accuracy": accuracy(found.model, held),
+        "accuracy": accuracy(model, held),
     }
     print("RESULT " + json.dumps(told), flush=True)
 
@@ -234,8 +222,8 @@ def beside_the_loop(parties: list[Data], held: Data, rounds: int, pairs: int, ve
     """Rounds by hand, in process and on two processes, in turn."""
     ways: dict[str, Any] = {
         "plain loop": lambda: plain(parties, rounds),
-        "in process": lambda: simulated(parties, rounds, 0),
-        "two processes": lambda: simulated(parties, rounds, 2),
+        "in process": lambda: paced(parties, rounds, 0),
+        "two processes": lambda: paced(parties, rounds, 2),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     quality: dict[str, float] = {}
@@ -282,7 +270,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.alone is not None:
         torch.set_num_threads(1)
-        alone(*(many_parties() if arguments.many else digits()), arguments.rounds, arguments.alone)
+        dealt, fraction = (many_parties(), 0.1) if arguments.many else (digits(), 1.0)
+        alone(*dealt, arguments.rounds, arguments.alone, fraction)
         return 0
     rounds, pairs = (2, 1) if arguments.quick else (arguments.rounds, arguments.pairs)
     torch.set_num_threads(1)

@@ -88,9 +88,8 @@ def test_a_pool_without_an_engine_hands_in_what_it_has_when_it_is_told_to_go(
     assert run.status() == ended
     before = status(run)
     assert before["units"]["leased"] == 0
-    assert (
-        sum(worker["samples"] for worker in before["workers"]) > 120
-    )  # a part of the third lease was handed in
+    # Two leases of 60, and a part of the third.
+    assert sum(worker["samples"] for worker in before["workers"]) > 120
     runs.resume(run)
     uses = load_file(run.model_path)["uses"]
     np.testing.assert_array_equal(uses, np.full(240, -3.0, np.float32))

@@ -113,9 +113,7 @@ class UpdateCompression:
         count = self._count(change.size)
         generator = torch.Generator().manual_seed(seed)
         indices = largest(torch.from_numpy(change), count, generator).numpy()
-        if (
-            len(indices) < count
-        ):  # a change may have fewer elements that are not zero: all updates have the same shape
+        if len(indices) < count:  # as many as always, even where fewer elements are not zero
             others = np.setdiff1d(np.arange(change.size), indices, assume_unique=True)
             indices = np.sort(np.concatenate([indices, others[: count - len(indices)]]))
         parts["indices"][name], parts["values"][name] = indices.astype(np.int32), change[indices]
@@ -157,17 +155,16 @@ class UpdateCompression:
         first, second = (parted(arrays, part).get("", {}) for part in self._parts)
         for name, told in first.items():
             start = base[name].reshape(-1)
-            if self.method == "int8":
-                new = start + _from_codes(told, second[name])[: start.size]
-            else:
-                if len(told) and (told[0] < 0 or told[-1] >= start.size or (np.diff(told) <= 0).any()):
-                    raise RefusedUpdate(
-                        f"{name!r} has indices that do not rise from 0 to below {start.size:,}"
-                    )
-                new = start.astype(np.result_type(start, np.float32))
-                with np.errstate(over="ignore"):
+            with np.errstate(over="ignore", invalid="ignore"):
+                if self.method == "int8":
+                    new = start + _from_codes(told, second[name])[: start.size]
+                else:
+                    if told[0] < 0 or told[-1] >= start.size or (np.diff(told) <= 0).any():
+                        raise RefusedUpdate(
+                            f"{name!r} has indices that do not rise from 0 to below {start.size:,}"
+                        )
+                    new = start.astype(np.result_type(start, np.float32))
                     new[told] += second[name]
-            with np.errstate(over="ignore"):
                 new = new.astype(base[name].dtype)
             if not np.isfinite(new).all():
                 raise RefusedUpdate(f"{name!r} has changes that are too large for {base[name].dtype}")
