@@ -97,14 +97,14 @@ def killed_and_continued(tmp_path_factory: pytest.TempPathFactory) -> Iterator[t
     ]
     command += ["-o", str(study)]
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + 300
     while len(done := _done(study)) < 2:
         assert first.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
     first.send_signal(signal.SIGKILL)
     first.wait()
-    again = subprocess.run(command, capture_output=True, text=True, check=False, timeout=150)
+    again = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert again.returncode == 0, again.stderr
     return study, done, again
 

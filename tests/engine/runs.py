@@ -77,7 +77,7 @@ def train_here(engine: Engine, job: Path, run: RunFolder | None = None, **limits
     return run
 
 
-def newest(job: Path, wait_s: float = 60.0) -> RunFolder:
+def newest(job: Path, wait_s: float = 300.0) -> RunFolder:
     """The newest run of a job; waits until there is one."""
     deadline = time.monotonic() + wait_s
     while time.monotonic() < deadline:
@@ -88,7 +88,7 @@ def newest(job: Path, wait_s: float = 60.0) -> RunFolder:
     raise TimeoutError("no run folder was made")
 
 
-def wait_for(run: RunFolder, kind: str, count: int = 1, wait_s: float = 120.0) -> None:
+def wait_for(run: RunFolder, kind: str, count: int = 1, wait_s: float = 300.0) -> None:
     """Waits until a run has that many events of a kind."""
     deadline = time.monotonic() + wait_s
     while time.monotonic() < deadline:

@@ -120,7 +120,7 @@ def test_without_even_loopback_it_is_refused_in_one_sentence(tmp_path: Path) -> 
     assert "127.0.0.1" in done.stderr
     assert "ip link set lo up" in done.stderr
     assert "Traceback" not in done.stderr
-    assert took_s < 60  # Ray alone would wait for minutes
+    assert took_s < 150  # Ray alone would wait for minutes
     runs.wait_until_gone(runs.newest(job))
     checks = {check["name"]: check["verdict"] for check in json.loads(doctor.stdout)["checks"]}
     assert (doctor.returncode, checks["loopback"]) == (1, "fail")

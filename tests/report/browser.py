@@ -94,7 +94,7 @@ class Page:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", features=[scheme])
         self.send("Page.navigate", url=page.absolute().as_uri())
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not self.run("document.documentElement?.dataset.ready === 'yes'"):
             assert time.monotonic() < deadline, f"the page did not come to rest: {self.console}"
             time.sleep(0.05)

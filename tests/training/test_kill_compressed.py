@@ -18,7 +18,7 @@ from muster.spec import dump_job, load_job
 
 WHAT = "app: tests.network, seed: 3, width: 96, delay_ms: 0"
 SLOWER = WHAT.replace("delay_ms: 0", "delay_ms: 8")
-HOW = "ranks: 2, steps: 36, batch: 8, checkpoint_every: 6 steps, hang_timeout: 30s"
+HOW = "ranks: 2, steps: 36, batch: 8, checkpoint_every: 6 steps, hang_timeout: 120s"
 SMALL = "buckets: 0.0003"  # MiB: five buckets
 METHODS = {
     "topk": f"compression: topk, density: 0.02, {SMALL}",
@@ -34,7 +34,7 @@ def write_job(folder: Path, what: str, communication: str) -> Path:
 
 def kill_supervisor(process: subprocess.Popen[bytes], run: RunFolder) -> None:
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     runs.wait_until_gone(run)
     assert run.status() == "crashed"
 

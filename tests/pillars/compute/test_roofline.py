@@ -118,4 +118,4 @@ def test_a_run_s_place_is_that_of_its_median_step_at_the_record_s_world_size() -
 
 def test_reading_a_roofline_needs_no_torch() -> None:
     code = "import sys, muster.pillars.compute.roofline_record; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

