@@ -90,7 +90,7 @@ def train(folder: Path, data: Path, minutes: float) -> RunFolder:
         "  steps: {steps}\n  channels_last: true\n  ema_decay: 0.999\n  checkpoint_every: 2m\n"
         "  optimizer: {{name: adam, lr: 4e-4}}\n  schedule: {{kind: halve, every: {every}, warmup: {warmup}}}\n"
     )
-    settings: dict[str, Any] = {"patch": 48, "batch": 16}
+    settings: dict[str, Any] = {"patch": 48, "batch": 16, "engine": "local"}
     first = load_job(
         write_job(folder, data, "edsr", **settings, how=how.format(steps=1000, every=250, warmup=10))
     )

@@ -9,10 +9,13 @@
     │   ├── RunNotFound                  no such run folder
     │   ├── RunLocked                    another live process works on this run
     │   ├── MissingExtra                 an optional dependency is not installed
+    │   ├── TaskRefused                  a task of a flow is declared or called wrongly
     │   └── UnsupportedPlatform          this operating system is not supported
     ├── EngineLost                   4   the engine (Ray, a forkserver) died or could not start
     ├── RankFailed                   1   a rank raised, died or hung, and no restart was left
     ├── CheckpointCorrupt            5   no checkpoint of the run is intact
+    ├── TaskTimeout                  1   a task of a flow took longer than it may
+    ├── WorkerLost                   1   a task of a flow lost its worker too often
     ├── Stopped                    130   stopped by Ctrl-C after saving a checkpoint
     └── Preempted                   75   stopped by SIGTERM after saving a checkpoint
 """
@@ -81,6 +84,10 @@ class MissingExtra(RefusedInput):
         return MissingExtra, (self.package, self.extra, self.purpose)
 
 
+class TaskRefused(RefusedInput):
+    """A task of a flow is declared or called wrongly; says which parameter and what would be right."""
+
+
 class UnsupportedPlatform(RefusedInput):
     """This operating system is not supported."""
 
@@ -103,6 +110,14 @@ class CheckpointCorrupt(MusterError):
     """No checkpoint of the run is intact."""
 
     exit_code = 5
+
+
+class WorkerLost(MusterError):
+    """A worker of a flow died again and again under the same task, or took with it what cannot be had elsewhere."""
+
+
+class TaskTimeout(MusterError):
+    """One attempt of a flow's task took longer than its ``timeout_s``."""
 
 
 class Stopped(MusterError):
