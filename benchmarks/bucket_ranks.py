@@ -110,8 +110,10 @@ def _variants(context: Any, asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def _slowest(times: dict[str, float]) -> dict[str, float]:
-    """The slowest rank's times; of `waited`, the shortest: the rank that was ready last waits for the exchange alone, the others
-    also for that rank, which the pillar clock calls idle."""
+    """The slowest rank's times; of `waited`, the shortest.
+
+    The rank that was ready last waits for the exchange alone, the others also for that rank: idle time, by the pillar clock.
+    """
     import torch
     import torch.distributed as dist
 

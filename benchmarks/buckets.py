@@ -9,8 +9,8 @@ of step are measured, from one that waits for the link to one that waits for its
 the time before the first large gradient is there, in which the link has nothing to do (it is the upsampling's, a tenth of
 the backward pass in), where the step waits for the link; and by the exchange of the last bucket where it does not.
 
-Exposed communication is what the pillar clock calls so: how long the backward pass waits after its last gradient, on the rank that
-has it last (what the other rank waits longer is waiting for that rank, which is idle time, with any layout). The floor
+Exposed communication is what the pillar clock calls so: how long the backward pass waits after its last gradient, on the
+rank that has it last (what the other rank waits longer is waiting for that rank, idle time with any layout). The floor
 exposes what does not fit behind the backward pass. Communication also takes time from the cores that compute (copies, sums
 and the network stack of the kernel run on the same two); what the step takes longer in all is printed beside the wait.
 

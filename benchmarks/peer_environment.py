@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOWER = "1.42.0"
+FLOW_PEERS = ("distributed==2026.8.0", "parsl==2026.10.26")
 STREAMING = ("mosaicml-streaming==0.13.0", "webdataset==1.0.2", "pillow")
 
 
@@ -62,6 +63,15 @@ def flower_python() -> Path:
         PeerUnavailable: a package cannot be installed.
     """
     return _python("flower", [f"flwr[simulation]=={FLOWER}"])
+
+
+def flow_peers_python() -> Path:
+    """The Python of Dask distributed and Parsl.
+
+    Raises:
+        PeerUnavailable: a package cannot be installed.
+    """
+    return _python("flow", FLOW_PEERS)
 
 
 def _python(name: str, *packages: Sequence[str]) -> Path:

@@ -12,7 +12,7 @@ import pytest
 DOCS = Path(__file__).parents[1] / "docs"
 EXAMPLES = [
     example
-    for page in ("merge-rules.md", "federated.md")
+    for page in ("merge-rules.md", "federated.md", "flow.md")
     for example in re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
 ]
 

@@ -10,12 +10,16 @@
     │   ├── RunLocked                    another live process works on this run
     │   ├── MissingExtra                 an optional dependency is not installed
     │   ├── TaskRefused                  a task of a flow is declared or called wrongly
+    │   ├── Undigestible                 an argument of a task has no content to compare
+    │   ├── NotStorable                  a result of a task cannot be pickled
     │   └── UnsupportedPlatform          this operating system is not supported
     ├── EngineLost                   4   the engine (Ray, a forkserver) died or could not start
     ├── RankFailed                   1   a rank raised, died or hung, and no restart was left
     ├── CheckpointCorrupt            5   no checkpoint of the run is intact
     ├── TaskTimeout                  1   a task of a flow took longer than it may
     ├── WorkerLost                   1   a task of a flow lost its worker too often
+    ├── BlobDamaged                  1   a stored result is missing or damaged
+    ├── CannotStore                  1   the disk does not take what is written
     ├── Stopped                    130   stopped by Ctrl-C after saving a checkpoint
     └── Preempted                   75   stopped by SIGTERM after saving a checkpoint
 """
@@ -88,6 +92,28 @@ class TaskRefused(RefusedInput):
     """A task of a flow is declared or called wrongly; says which parameter and what would be right."""
 
 
+class Undigestible(RefusedInput):
+    """A value has a part whose content cannot be told.
+
+    Arguments:
+        path: to that part, as ``params['lock']``.
+        found: what is there, and why it cannot be digested.
+    """
+
+    def __init__(self, path: str, found: str) -> None:
+        self.path, self.found = path, found
+        super().__init__(
+            f"{path} has no content that could be compared: it is {found}; pass what it is made from"
+        )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Undigestible, (self.path, self.found)
+
+
+class NotStorable(RefusedInput):
+    """A result that cannot be pickled."""
+
+
 class UnsupportedPlatform(RefusedInput):
     """This operating system is not supported."""
 
@@ -118,6 +144,26 @@ class WorkerLost(MusterError):
 
 class TaskTimeout(MusterError):
     """One attempt of a flow's task took longer than its ``timeout_s``."""
+
+
+class BlobDamaged(MusterError):
+    """What was stored is missing or not what it was; what made it must make it again.
+
+    Arguments:
+        name: of the blob.
+        found: what is wrong with it.
+    """
+
+    def __init__(self, name: str, found: str) -> None:
+        self.name, self.found = name, found
+        super().__init__(f"the stored result {name[:12]} {found}; its task has to run again")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return BlobDamaged, (self.name, self.found)
+
+
+class CannotStore(MusterError):
+    """The disk does not take what is written: it is full, over a quota, read-only or broken."""
 
 
 class Stopped(MusterError):

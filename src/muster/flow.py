@@ -21,7 +21,6 @@ The calls return futures at once. Muster sees from the data they pass which can 
 
 from muster.engine.flow.directions import (
     COMMUTATIVE,
-    CONCURRENT,
     IN,
     IN_DELETE,
     INOUT,
@@ -47,7 +46,6 @@ from muster.engine.flow.task import task
 __all__ = [
     "CANCEL_SUCCESSORS",
     "COMMUTATIVE",
-    "CONCURRENT",
     "FAIL",
     "IGNORE",
     "IN",

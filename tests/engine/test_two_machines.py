@@ -84,7 +84,9 @@ def wait_until_listening(machine: Namespace) -> None:
 def finish_on(head: Namespace, job: Path, environment: dict[str, str]) -> RunFolder:
     """Runs a job from the cluster's head to its end."""
     command = head.within("muster", "run", str(job))
-    until = time.monotonic() + 300.0  # the second machine may still be joining, and a job too large is refused
+    until = (
+        time.monotonic() + 300.0
+    )  # the second machine may still be joining, and a job too large is refused
     while True:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         if done.returncode != 2 or time.monotonic() > until:

@@ -108,7 +108,9 @@ def test_what_fits_nowhere_is_read_again_and_trained_on_all_the_same(
 def test_a_killed_rank_and_then_a_killed_supervisor_change_no_bit(
     local_engine: Engine, tmp_path: Path
 ) -> None:
-    how = "steps: 2000, batch: 8, ranks: 2, loader_workers: 1, checkpoint_every: 150 steps, hang_timeout: 120s"
+    how = (
+        "steps: 2000, batch: 8, ranks: 2, loader_workers: 1, checkpoint_every: 150 steps, hang_timeout: 120s"
+    )
     whole = runs.train_here(local_engine, write_job(tmp_path / "whole", "{loader: plain}", how))
     process = runs.start(job := write_job(tmp_path / "killed", "{loader: look-ahead}", how))
     run = runs.newest(job)

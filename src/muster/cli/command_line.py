@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from muster.cli import (
     check,
     doctor,
+    flow,
     init,
     ls,
     pool,
@@ -97,6 +98,7 @@ def _root(
     pass
 
 
+app.add_typer(flow.group, name="flow")
 app.add_typer(pool.group, name="pool")
 for verb in (run, check, init, schema, profile, scale, tune, ls, show, report, resume, upscale, doctor):
     app.command(name=verb.__name__.rpartition(".")[2], epilog=verb.EXAMPLES)(verb.command)

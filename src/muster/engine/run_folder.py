@@ -167,21 +167,21 @@ class RunFolder:
         Raises:
             RunLocked: another live process holds it.
         """
-        return RunLock(self)
+        return RunLock(self.path)
 
 
 class RunLock:
     """An exclusive `flock` on a run folder, released when the process dies, whatever kills it."""
 
-    def __init__(self, run: RunFolder) -> None:
-        self._file = (run.path / "lock").open("a+", encoding="utf-8")
+    def __init__(self, folder: Path) -> None:
+        self._file = (folder / "lock").open("a+", encoding="utf-8")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._file.seek(0)
             holder = self._file.read().strip() or "another process"
             self._file.close()
-            raise RunLocked(f"{run.id} is being worked on by {holder}; stop that one first") from None
+            raise RunLocked(f"{folder.name} is being worked on by {holder}; stop that one first") from None
         self._file.truncate(0)
         self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         self._file.flush()

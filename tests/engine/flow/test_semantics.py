@@ -18,11 +18,11 @@ from muster.errors import TaskRefused, TaskTimeout
 from muster.flow import (
     CANCEL_SUCCESSORS,
     COMMUTATIVE,
-    CONCURRENT,
     IGNORE,
     IN_DELETE,
     INOUT,
     Collection,
+    File,
     as_completed,
     barrier,
     cancel_wanted,
@@ -562,8 +562,8 @@ class TestRefusals:
             task(stat=INOUT)(lambda state, step: None)
         with pytest.raises(TaskRefused, match="should be a direction such as INOUT"):
             task(state="INOUT")(lambda state: None)  # type: ignore[call-overload]
-        with pytest.raises(TaskRefused, match="use COMMUTATIVE"):
-            task(state=CONCURRENT)(lambda state: None)
+        with pytest.raises(TaskRefused, match=r"File\(IN_DELETE\) does not exist"):
+            File(IN_DELETE)
         with pytest.raises(TaskRefused, match="no such executor"), engine("gpu"):  # type: ignore[arg-type]
             pass
 

@@ -1,4 +1,5 @@
 """Flow: Python functions marked as tasks, joined by the data that they pass.
 
-May import `muster.spec` and `muster.errors` only. What users import is `muster.flow`.
+What users import is `muster.flow`. May import the rest of `muster.engine` (the ledger's blobs, Ray, run folders),
+`muster.spec` and `muster.errors`.
 """

@@ -7,6 +7,7 @@ has one slot however often it is passed, so what was one object in the caller's 
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from muster.engine.flow.data import IMMUTABLE, Datum, Turns
 from muster.engine.flow.directions import IN_DELETE, Access
+from muster.engine.flow.files import FileUse
 from muster.engine.flow.future import Future
 from muster.errors import TaskRefused
 
@@ -50,14 +52,16 @@ class Call:
         inputs: by slot: a future, `Turns`, or the caller's own object that the task changes.
         outputs: by slot, of those that the task changes: the future of the version that it makes, or the `Turns` that it
             takes part in.
+        files: by slot, of those that are files or directories.
     """
 
-    __slots__ = ("args", "inputs", "kwargs", "outputs")
+    __slots__ = ("args", "files", "inputs", "kwargs", "outputs")
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.args, self.kwargs = args, kwargs
         self.inputs: list[Any] = []
         self.outputs: dict[int, Future | Turns] = {}
+        self.files: dict[int, FileUse] | None = None
 
     def is_settled(self) -> bool:
         """Whether all that it needs is there, it changes nothing, and nothing of it is to be forgotten after it."""
@@ -90,11 +94,12 @@ def _fill(value: Any, values: list[Any]) -> Any:
     if type(value) is Slot:
         return values[value.index]
     if type(value) is Nested:
-        return _rebuilt(value.content, lambda each: _fill(each, values))
+        return map_items(value.content, lambda each: _fill(each, values))
     return value
 
 
-def _rebuilt(value: Any, each: Callable[[Any], Any]) -> Any:
+def map_items(value: Any, each: Callable[[Any], Any]) -> Any:
+    """A list, tuple or dict of the same kind with ``each`` of its items."""
     if isinstance(value, dict):
         return {key: each(item) for key, item in value.items()}
     items = [each(item) for item in value]
@@ -159,7 +164,9 @@ class Binding:
         given += [(name, name, value) for name, value in kwargs.items()]
         for key, name, value in given:
             access = accesses.get(name)
-            if access is None or not access.writes:
+            if access is not None and access.kind in ("file", "directory"):
+                filled[key] = self._file(value, name, access)
+            elif access is None or not access.writes:
                 plain.append((key, name, value))
             elif access.kind == "collection":
                 filled[key] = self._written_elements(value, name, access)
@@ -201,7 +208,27 @@ class Binding:
                 return self._written_elements(item, name, access)
             return self._written(item, f"an element of {name}", access)
 
-        return Nested(_rebuilt(value, each))
+        return Nested(map_items(value, each))
+
+    def _file(self, value: Any, name: str, access: Access) -> Slot:
+        if not isinstance(value, str | os.PathLike):
+            raise TaskRefused(
+                f"{name} of {self._function}() is a {access.kind}: should be its path, not {type(value).__name__}"
+            )
+        path = os.path.realpath(os.fspath(value))
+        datum = self._data.file(path, access, name, self._function)
+        if access.writes:
+            index = self._index(datum)
+            self._writes[index] = (datum, access)
+        else:
+            index = self._read_datum(datum, name).index
+        if self.call.files is None:
+            self.call.files = {}
+        known = self.call.files.get(index)
+        if known is not None and (known.writes or access.writes):
+            raise TaskRefused(f"{self._function}() is given {path} twice, and changes it; give it once")
+        self.call.files[index] = FileUse(path, not isinstance(value, str), access.reads, access.writes)
+        return Slot(index)
 
     def _new_version(self, index: int, datum: Datum, access: Access) -> None:
         call = self.call
@@ -216,7 +243,7 @@ class Binding:
             call.inputs[index] = call.outputs[index] = turns
         else:
             call.inputs[index] = datum.read() if access.reads else datum.owner()
-            datum.close_turns()
+            datum.close_turns()  # also where what they make is not read
             datum.latest = version = call.outputs[index] = Future(self._flow, None)
             version.datum = datum
 

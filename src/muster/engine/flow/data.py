@@ -14,6 +14,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -22,7 +23,10 @@ from muster.engine.flow.future import Future
 from muster.errors import TaskRefused
 
 if TYPE_CHECKING:
-    from muster.engine.flow.session import Flow, Node
+    from muster.engine.flow.directions import Access
+    from muster.engine.flow.journal import Key
+    from muster.engine.flow.node import Node
+    from muster.engine.flow.session import Flow
 
 # Values that cannot change, so nothing can be a version of them.
 IMMUTABLE: Final = frozenset(
@@ -58,10 +62,16 @@ class Turns:
         "busy",
         "closed",
         "failure",
+        "included",
+        "joined",
+        "key",
         "left",
+        "number",
         "parked",
+        "place",
         "started",
         "successors",
+        "unknown",
         "value",
     )
 
@@ -74,9 +84,16 @@ class Turns:
         self.busy = False
         self.closed = False  # no task joins any more
         self.left = 0
+        self.number = 0  # of one of them that is done, 0 before; of files: later versions have higher ones
         self.parked: list[Node] = []
         self.failure: Any = None
         self.successors: list[Node] = []
+        # In the record of the flow:
+        self.key: Key | None = None
+        self.unknown = False  # whether somebody changes it whose changes cannot be told from those on record
+        self.place = 0  # how many turns are on record
+        self.included: set[bytes] = set()  # keys of those whose changes were on record at the start
+        self.joined: list[bytes] = []  # keys of those that take part
 
 
 class Datum:
@@ -114,8 +131,7 @@ class Datum:
         if (turns := self.turns) is not None:
             self.turns = None
             turns.closed = True
-            if not turns.left:
-                turns.after.flow.graph.end_turns(turns)
+            turns.after.flow.end_turns(turns)
 
 
 class Data:
@@ -131,6 +147,8 @@ class Data:
         self._parts: dict[int, tuple[Any, Datum]] = {}
         self._memory: dict[int, list[Datum]] = {}  # by what owns the memory of an array or a tensor
         self._sweep_at = 64
+        self._files: dict[str, Datum] = {}
+        self._within: dict[str, list[Datum]] = {}  # by the directories above them
 
     def __bool__(self) -> bool:
         return bool(self._by_id)
@@ -177,6 +195,42 @@ class Data:
                 self._memory.setdefault(memory, []).append(datum)
         if isinstance(value, np.ndarray) and _owner(value) is not value:
             datum.parts.append(_owner(value))  # the view may go; what it changed stays changed
+        return datum
+
+    def file(self, path: str, access: Access, parameter: str, function: str) -> Datum:
+        """The datum that a file or directory is.
+
+        Arguments:
+            path: absolute, without links.
+            access: what is done with it.
+            parameter, function: for errors.
+
+        Raises:
+            TaskRefused: it lies in a directory that is a datum, or is such a directory, and one of the two is changed.
+            DataError: it is to be read, and is not there.
+        """
+        datum = self._files.get(path)
+        if datum is None:
+            name = f"{path} ({parameter} of {function}())"
+            datum = self._files[path] = Datum(None, name)
+            for above in Path(path).parents:
+                self._within.setdefault(str(above), []).append(datum)
+        for other in (
+            *(self._files.get(str(above)) for above in Path(path).parents),
+            *self._within.get(path, ()),
+        ):
+            if other is not None and (access.writes or other.latest is not None):
+                raise TaskRefused(
+                    f"{parameter} of {function}(): {path} and {other.name} lie within each other, and one of them "
+                    "is changed; name one of the two only"
+                )
+        if access.reads and datum.read() is None:
+            found = self._flow.files.adopt(path)
+            if found.kind != access.kind:
+                raise TaskRefused(
+                    f"{parameter} of {function}(): {path} is a {found.kind}, not a {access.kind}"
+                )
+            datum.owner = lambda: found
         return datum
 
     def check(self, value: Any, parameter: str, function: str) -> None:
@@ -240,7 +294,7 @@ class Data:
 
     def close_turns(self) -> None:
         """Ends all groups of tasks that may still be joined."""
-        for datum in list(self._by_id.values()):
+        for datum in [*self._by_id.values(), *self._files.values()]:
             datum.close_turns()
 
 

@@ -6,7 +6,6 @@
 `INOUT`      reads and changes: the next task that takes it gets the changed one
 `IN_DELETE`  reads, and nobody will after it: the engine may forget it (an object) or remove it (a file)
 `COMMUTATIVE`  changes, one task at a time, in whatever order they are ready
-`CONCURRENT`   changes, several tasks at once, which see to it themselves; files and directories only
 ===========  =====================================================================================================
 
 The words are those of COMPSs (Badia et al., "COMP Superscalar, an interoperable programming framework", SoftwareX 2015).
@@ -30,7 +29,7 @@ class Access:
         word: its direction's name.
         reads: whether it needs what is there.
         writes: whether there is a new version after it.
-        shared: whether several tasks that use it so may be in any order: `COMMUTATIVE` and `CONCURRENT`.
+        shared: whether several tasks that use it so may be in any order.
         kind: what the parameter is; of a `collection` each element is a datum of its own.
     """
 
@@ -48,7 +47,6 @@ IN: Final = Access("IN", reads=True, writes=False)
 OUT: Final = Access("OUT", reads=False, writes=True)
 INOUT: Final = Access("INOUT", reads=True, writes=True)
 IN_DELETE: Final = Access("IN_DELETE", reads=True, writes=False)
-CONCURRENT: Final = Access("CONCURRENT", reads=True, writes=True, shared=True)
 COMMUTATIVE: Final = Access("COMMUTATIVE", reads=True, writes=True, shared=True)
 
 
@@ -56,12 +54,20 @@ def File(access: Access = IN) -> Access:
     """The parameter is the path of a file. A task gets a path of its own to read or write; the user's is
     replaced, whole, once the task is done.
     """
-    return replace(access, kind="file")
+    return _on_disk(access, "file")
 
 
 def Directory(access: Access = IN) -> Access:
     """The parameter is the path of a directory; as `File`."""
-    return replace(access, kind="directory")
+    return _on_disk(access, "directory")
+
+
+def _on_disk(access: Access, kind: Literal["file", "directory"]) -> Access:
+    if access == IN_DELETE:
+        raise TaskRefused(
+            f"{kind.capitalize()}(IN_DELETE) does not exist; remove it yourself once the flow has ended"
+        )
+    return replace(access, kind=kind)
 
 
 def Collection(access: Access = IN) -> Access:

@@ -59,15 +59,12 @@ class Executor(ABC):
 
 def run_task(flow: Flow, node: Node, values: list[Any]) -> None:
     """Runs a task in this thread, and tells its flow."""
-    from muster.engine.flow.session import inside
-
-    arguments = node.call
     try:
-        for index in arguments.outputs:
-            values[index] = private(values[index])
-        args, kwargs = arguments.filled(values)
-        with inside(flow, node):
-            returned = node.task.function(*args, **kwargs)
+        if node.call.files is None:
+            returned = _called(flow, node, values)
+        else:
+            with flow.files.opened(node.call.files, values):
+                returned = _called(flow, node, values)
     except BaseException as error:
         flow.fail(node, error)
         if not isinstance(error, Exception):
@@ -78,6 +75,17 @@ def run_task(flow: Flow, node: Node, values: list[Any]) -> None:
             flow.fail(node, TaskTimeout(f"{node.name} took {took_s:.3g} s; timeout_s is {limit_s:g}"))
         else:
             flow.finish(node, returned, values)
+
+
+def _called(flow: Flow, node: Node, values: list[Any]) -> Any:
+    from muster.engine.flow.session import inside
+
+    call = node.call
+    for index in call.outputs:
+        values[index] = private(values[index])
+    args, kwargs = call.filled(values)
+    with inside(flow, node):
+        return node.task.function(*args, **kwargs)
 
 
 class Inline(Executor):

@@ -75,6 +75,7 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
         "datum",
         "failed",
         "flow",
+        "key",
         "readers",
         "source",
     )
@@ -90,6 +91,9 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
         self._told: list[Any] | None = None
         self._called_back: list[Callable[[Any], object]] | None = None
         self.readers = 0  # tasks that will read it
+        self.key: str | None = (
+            None  # in the record: what it is, whatever its value; None if that cannot be told
+        )
 
     # What the methods of the base class and `concurrent.futures.wait` look for; they only read it, so it is made on demand.
 
@@ -185,8 +189,10 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
         self._state, self.source = CANCELLED_AND_NOTIFIED, None
         self._tell("add_cancelled")
 
-    def drop(self) -> None:
-        """Forgets the value: it was given to a task as IN_DELETE, and that is done."""
+    def drop_if_deleted(self) -> None:
+        """Forgets the value if it was given to a task as IN_DELETE, and all that read it are done."""
+        if self.readers or self.datum is None or not self.datum.deleted:
+            return
         gone = TaskRefused("the value was given to a task as IN_DELETE: it is no more")
         self._result, self.failed = None, Failure(gone, "IN_DELETE")
 

@@ -26,7 +26,9 @@ from muster.engine.flow.node import (
 from muster.errors import TaskRefused
 
 if TYPE_CHECKING:
+    from muster.engine.flow.durable import Found
     from muster.engine.flow.groups import Group
+    from muster.engine.flow.journal import Key
     from muster.engine.flow.session import Flow
     from muster.engine.flow.task import Task
 
@@ -55,9 +57,20 @@ class Graph:
         self._durations: dict[Any, tuple[int, float]] = {}
 
     def add(
-        self, task: Task[..., Any], call: Call, groups: tuple[Group, ...], parent: Node | None
+        self,
+        task: Task[..., Any],
+        call: Call,
+        groups: tuple[Group, ...],
+        parent: Node | None,
+        key: Key | None = None,
     ) -> tuple[Future, ...]:
         """Adds a call; it is ready, or waits, or has already failed with what it needs.
+
+        Arguments:
+            task, call: what was called, with what.
+            groups: that it belongs to.
+            parent: the call within which it was made.
+            key: in the record.
 
         Returns:
             the futures of what it returns.
@@ -69,7 +82,9 @@ class Graph:
         self.number += 1
         node = Node(self.number, task, call, groups, parent)
         node.cores = cores
+        node.key = key
         node.returned = returned = tuple([Future(self._flow, node) for _ in range(task.returns)])
+        name_outputs(key, returned, call)
         self.pending.add(node)
         for group in groups:
             group.pending.add(node)
@@ -88,13 +103,37 @@ class Graph:
             self.ready.reorder()
         return returned
 
-    def add_running(self, task: Task[..., Any], call: Call, parent: Node | None) -> Node:
+    def add_done(self, task: Task[..., Any], call: Call, found: Found, key: Key) -> tuple[Future, ...]:
+        """Adds a call that is on record, as done."""
+        self.number += 1
+        self.counts["done"] += 1
+        returned = tuple([Future(self._flow, None) for _ in range(task.returns)])
+        name_outputs(key, returned, call)
+        for future, value in zip(returned, found.results, strict=True):
+            future.settle(value)
+        for index, output in call.outputs.items():
+            if isinstance(output, Turns):
+                output.left -= 1
+                if not output.after.done():
+                    output.after.made_by(output)
+            else:
+                output.settle(found.changed[index])
+        for source in call.inputs:
+            if (read := _future(source)) is not None:
+                read.drop_if_deleted()
+        return returned
+
+    def add_running(
+        self, task: Task[..., Any], call: Call, parent: Node | None, key: Key | None = None
+    ) -> Node:
         """Adds a call that is run at once, where it is made; all it needs is there (`Call.is_settled`)."""
         self.number += 1
         node = Node(self.number, task, call, (), parent)
+        node.key = key
         node.returned = tuple([Future(self._flow, node) for _ in range(task.returns)])
-        for each in call.inputs:
-            each.readers += 1
+        name_outputs(key, node.returned, call)
+        for source in call.inputs:
+            source.readers += 1
         node.state = RUNNING
         node.times = (time.monotonic(),) * 2
         self.running += 1
@@ -141,6 +180,8 @@ class Graph:
         count, total = self._durations.get(node.task, (0, 0.0))
         took_s = node.times[-1] - node.times[-2] if took_s is None else took_s
         self._durations[node.task] = (count + 1, total + took_s)
+        if node.key is None:
+            name_outputs(None, node.returned, node.call)  # it had one, and lost it with what it was given
         for future, value in zip(node.returned, results, strict=True):
             future.settle(sealed(value))
         for index, output in node.call.outputs.items():
@@ -323,6 +364,8 @@ class Graph:
 
     def _ignore(self, node: Node) -> None:
         """Gives a failed task's outputs their defaults, and leaves what it would have changed as it was."""
+        # What is made of them must not be taken for what is made of the real ones, by another start of the flow.
+        name_outputs(None, node.returned, node.call)
         for future, value in zip(node.returned, node.task.defaults, strict=True):
             future.settle(sealed(private(value)))
         for index, output in node.call.outputs.items():
@@ -354,10 +397,19 @@ class Graph:
         for source in node.call.inputs:
             if (future := _future(source)) is not None:
                 future.readers -= 1
-                if not future.readers and future.datum is not None and future.datum.deleted:
-                    future.drop()
+                future.drop_if_deleted()
         node.call = NO_CALL
         node.returned = ()
+
+
+def name_outputs(key: Key | None, returned: Sequence[Future], call: Call) -> None:
+    """Gives what a call makes the names by which the record knows it; none where the call has no key."""
+    name = None if key is None else key.name.hex()
+    for place, future in enumerate(returned):
+        future.key = None if name is None else f"{name} {place}"
+    for index, output in call.outputs.items():
+        if isinstance(output, Future):
+            output.key = None if name is None else f"{name} changed {index}"
 
 
 def _future(source: Any) -> Future | None:

@@ -11,6 +11,7 @@ from muster.engine.flow.future import Failure, Future
 
 if TYPE_CHECKING:
     from muster.engine.flow.groups import Group
+    from muster.engine.flow.journal import Key
     from muster.engine.flow.task import Task
 
 WAITING: Final = 0  # for what it needs
@@ -38,6 +39,7 @@ class Node:
         "cores",
         "groups",
         "holds",
+        "key",
         "missing",
         "number",
         "outcome",
@@ -56,6 +58,7 @@ class Node:
     ) -> None:
         self.number, self.task, self.call, self.groups, self.parent = number, task, call, groups, parent
         self.returned: tuple[Future, ...] = ()
+        self.key: Key | None = None  # in the record of the flow
         self.successors: list[Node] = []
         self.missing = 0  # tasks that make what it needs and are not done
         self.state = WAITING

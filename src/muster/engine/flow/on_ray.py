@@ -69,7 +69,9 @@ class _Bundle:
         load = packed((call.args, call.kwargs, inputs, list(call.outputs)))
         task = node.task
         self.errands.append(
-            Errand(node.number, node.name, function, task.returns, load, node.cores, task.timeout_s)
+            Errand(
+                node.number, node.name, function, task.returns, load, call.files, node.cores, task.timeout_s
+            )
         )
         self.nodes.append(node)
 
@@ -139,7 +141,7 @@ class OnRay(Executor):
             num_cpus=0 if self._session.embedded else 1,
             max_restarts=0,
             max_concurrency=1,
-        ).remote(sys.path, self._session.home)
+        ).remote(sys.path, self._session.home, str(self.flow.files.folder))
         return _Seat(actor)
 
     # What is sent.

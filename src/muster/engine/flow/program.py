@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 from muster.engine import gang, hardware
 from muster.engine.flow.arguments import LEAVES
+from muster.engine.flow.durable import Record
 from muster.engine.flow.executor import Executor, Inline
 from muster.engine.flow.future import Future
 from muster.engine.flow.groups import Group, Speculation
@@ -37,6 +40,7 @@ def engine(
     *,
     workers: int | None = None,
     name: str = "flow",
+    run: str | os.PathLike[str] | None = None,
     on: gang.Engine | None = None,
     bundle_s: float | None = None,
 ) -> Iterator[Flow]:
@@ -53,6 +57,8 @@ def engine(
             releases the interpreter's lock; ``"ray"`` in processes of Ray.
         workers: cores to fill; all of this machine by default.
         name: of the flow, in its report.
+        run: a folder in which all that is done is kept: another start with the same folder goes on from there, whatever
+            ended this one. Without it nothing is kept.
         on: a started engine (`muster.gang.engine`) for ``"ray"``; by default one of its own on this machine.
         bundle_s: how long the tasks should take that are sent to a worker of Ray together, in seconds; 0 sends each alone.
 
@@ -80,7 +86,7 @@ def engine(
             raise TaskRefused(
                 f"engine({executor!r}): there is no such executor; should be inline, threads or ray"
             )
-        flow = Flow(chosen, name)
+        flow = Flow(chosen, name, Record(Path(run)) if run is not None else None)
         _flows.append(flow)
         finished = False
         try:

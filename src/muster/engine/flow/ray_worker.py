@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import sys
@@ -10,11 +11,13 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import cloudpickle
 
 from muster.engine.flow.arguments import Call, private
+from muster.engine.flow.files import Files, FileUse
 from muster.engine.flow.session import inside
 from muster.engine.flow.task import split
 
@@ -51,6 +54,7 @@ class Errand:
         function: number of its function, which the worker has been sent before.
         returns: how many values its function should return.
         load: pickled arguments, keyword arguments, values of the inputs, and the places of those that it changes.
+        files: by slot, of those that are files or directories; their versions are among the values.
         cores: that it may use.
         timeout_s: after which `cancel_wanted` is true.
     """
@@ -60,6 +64,7 @@ class Errand:
     function: int
     returns: int
     load: bytes
+    files: dict[int, FileUse] | None
     cores: int
     timeout_s: float | None
 
@@ -107,11 +112,14 @@ class FlowWorker:
     Arguments:
         path: where modules are found.
         home: the user's HOME.
+        files: where the versions of files are.
     """
 
-    def __init__(self, path: list[str], home: str) -> None:
+    def __init__(self, path: list[str], home: str, files: str) -> None:
         sys.path.extend(entry for entry in path if entry not in sys.path)
         os.environ["HOME"] = home
+        self._folder = Path(files)
+        self._opened: Files | None = None
         self._functions: dict[int, Any] = {}
         self._stopped: set[int] = set()
         self._now: _Running | None = None
@@ -154,6 +162,11 @@ class FlowWorker:
             return [answer, None, None]
         return [Answer(answer.number, None, None, None, answer.seconds), *answer.large]
 
+    def _files(self) -> Files:
+        if self._opened is None:
+            self._opened = Files(self._folder)
+        return self._opened
+
     def _function(self, key: int) -> Any:
         function = self._functions[key]
         if isinstance(function, bytes):
@@ -173,15 +186,24 @@ class FlowWorker:
             args, kwargs, values, written = pickle.loads(errand.load)
             for place, value in enumerate(values):
                 if type(value) is Shipped:
-                    shipped = value.among(objects)
-                    values[place] = private(shipped) if place in written else shipped
+                    values[place] = value.among(objects)
+            for (
+                place
+            ) in written:  # what came with the message may be read-only as well: arrays of versions are
+                values[place] = private(values[place])
             call = Call(args, kwargs)
             call.inputs = values
-            args, kwargs = call.filled(values)
-            times.append(time.monotonic())
-            running.times = (times[1],)
-            with inside(None, running):
-                returned = self._function(errand.function)(*args, **kwargs)
+            function = self._function(errand.function)
+            with (
+                contextlib.nullcontext()
+                if errand.files is None
+                else self._files().opened(errand.files, values)
+            ):
+                args, kwargs = call.filled(values)
+                times.append(time.monotonic())
+                running.times = (times[1],)
+                with inside(None, running):
+                    returned = function(*args, **kwargs)
             times.append(time.monotonic())
             split(errand.name, errand.returns, returned)
             outcome = (returned, {place: values[place] for place in written})

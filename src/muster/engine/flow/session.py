@@ -9,14 +9,16 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from muster.engine.flow.arguments import Binding, Call
-from muster.engine.flow.data import Data
+from muster.engine.flow.data import Data, Turns
+from muster.engine.flow.durable import Record, key_of_turns
 from muster.engine.flow.executor import Executor, run_task
+from muster.engine.flow.files import Files
 from muster.engine.flow.future import Failure, Future
 from muster.engine.flow.graph import Graph
 from muster.engine.flow.groups import Group, open_groups
 from muster.engine.flow.node import CANCELLED, READY, RUNNING, WAITING, Node
 from muster.engine.flow.task import Task, split
-from muster.errors import TaskRefused
+from muster.errors import MusterError, TaskRefused
 
 _inside = threading.local()
 
@@ -58,13 +60,15 @@ class Flow:
     Arguments:
         executor: that runs them.
         name: for the report.
+        record: where what is done is kept; None to keep nothing.
     """
 
-    def __init__(self, executor: Executor, name: str = "flow") -> None:
-        self.executor, self.name = executor, name
+    def __init__(self, executor: Executor, name: str = "flow", record: Record | None = None) -> None:
+        self.executor, self.name, self.record = executor, name, record
         self.lock = threading.RLock()
         self.changed = threading.Condition(self.lock)
         self.data = Data(self)
+        self._files: Files | None = None
         self.graph = Graph(self, executor.cores)
         self.closed = False
         self._callbacks: list[tuple[Future, list[Callable[[Any], object]]]] = []
@@ -72,6 +76,15 @@ class Flow:
         self._waiters = 0
         self._blocked: dict[object, Callable[[], bool]] = {}  # what tasks wait for that wait for other tasks
         executor.open(self)
+
+    @property
+    def files(self) -> Files:
+        """Versions of the files that its tasks read and write."""
+        if self._files is None:
+            with self.lock:
+                if self._files is None:
+                    self._files = Files(None if self.record is None else self.record.folder / "files")
+        return self._files
 
     # Called by programs.
 
@@ -93,13 +106,20 @@ class Flow:
                 call = Binding(self, task.__name__, task.accesses).bind(args, kwargs, task.parameters)
             else:
                 call = Call(args, kwargs)
-            groups = open_groups()
-            node = None
-            if not (self.executor.concurrent or groups or self.graph.failure) and call.is_settled():
-                node = self.graph.add_running(task, call, running_node())
+            groups, parent = open_groups(), running_node()
+            node, key, found = None, None, None
+            if self.record is not None:
+                key = self.record.key(task, call, parent)
+                found = self.record.find(task, call, key)
+            if found is not None and key is not None:
+                returned = self.graph.add_done(task, call, found, key)
+                if call.files is not None:
+                    self._publish(call, found.changed, self.graph.number)
+            elif not (self.executor.concurrent or groups or self.graph.failure) and call.is_settled():
+                node = self.graph.add_running(task, call, parent, key)
                 returned = node.returned
             else:
-                returned = self.graph.add(task, call, groups, running_node())
+                returned = self.graph.add(task, call, groups, parent, key)
         if node is not None:
             run_task(self, node, [each._result for each in call.inputs])
         else:
@@ -207,6 +227,10 @@ class Flow:
                 self._timers.clear()
                 self.cancel(list(self.graph.pending), 0.0)
             self.executor.close()
+            if self._files is not None:
+                self._files.close()
+            if self.record is not None:
+                self.record.close()
 
     # Called by executors.
 
@@ -229,6 +253,15 @@ class Flow:
         except TypeError as error:
             self.fail(node, error)
             return
+        if node.state == RUNNING and not node.stop:
+            try:
+                if self.record is not None and node.key is not None:
+                    self.record.keep(node, self.executor, results, values, took_s)
+                if node.call.files is not None:
+                    self._publish(node.call, values, node.number)
+            except MusterError as error:
+                self.fail(node, error)
+                return
         with self.lock:
             if node.state == RUNNING:
                 self.graph.finish(node, results, values, took_s)
@@ -264,6 +297,12 @@ class Flow:
 
     # Called by the graph and its futures, under the lock.
 
+    def end_turns(self, turns: Turns) -> None:
+        """Nobody joins these turns any more."""
+        turns.after.key = key_of_turns(turns)
+        if not turns.left:
+            self.graph.end_turns(turns)
+
     def tell(self) -> None:
         """A task has ended."""
         if self._waiters:
@@ -272,6 +311,15 @@ class Flow:
     def call_back(self, future: Future, callbacks: list[Callable[[Any], object]]) -> None:
         """Calls these once the lock is free."""
         self._callbacks.append((future, callbacks))
+
+    def _publish(self, call: Call, values: Any, number: int) -> None:
+        """Shows the user what a call has made of files."""
+        for index, use in (call.files or {}).items():
+            if use.writes:
+                output = call.outputs[index]
+                if isinstance(output, Turns):
+                    output.number = number = output.number or number
+                self.files.publish(values[index], use.path, number)
 
     def _try_again(self, node: Node, wait_s: float) -> None:
         def wake() -> None:

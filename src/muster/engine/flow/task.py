@@ -72,11 +72,6 @@ class Task(Generic[P, R]):
                 raise TaskRefused(
                     f"@task({parameter}={access!r}): should be a direction such as INOUT, or File(OUT)"
                 )
-            if access.word == "CONCURRENT" and access.kind == "object":
-                raise TaskRefused(
-                    f"@task({parameter}=CONCURRENT): an object cannot be changed by several tasks at once without losing "
-                    "changes; use COMMUTATIVE, or File(CONCURRENT) for a file"
-                )
         if returns < 0:
             raise TaskRefused(f"@task(returns={returns}): should be 0 or more")
         if on_failure.end == "IGNORE" and (defaults is None or len(defaults) != returns):
