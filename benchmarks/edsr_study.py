@@ -131,7 +131,7 @@ def study(folder: Path, data: Path, budget: str) -> None:
         print(f"study skipped: {reason}")
         return
     how = "  steps: 100000\n  optimizer: {lr: 2e-4}\n"
-    job = write_job(folder, data, "edsr-study", patch=96, batch=8, how=how, engine="local")
+    job = write_job(folder, data, "edsr-study", patch=48, batch=8, how=how, engine="local")
     tuned = folder / "edsr-study.tuned.yaml"
     tuned.unlink(missing_ok=True)
     lines = []
@@ -170,7 +170,7 @@ def study(folder: Path, data: Path, budget: str) -> None:
         "exposed comm., ms",
         "hidden comm., ms",
     ]
-    print_table(f"Weak scaling at {RATE}, batch 4 per rank, patch 48", columns, lines)
+    print_table(f"Weak scaling at {RATE}, batch 4 per rank, patches of 48x48", columns, lines)
 
 
 def _muster(*arguments: str) -> Any:

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -26,7 +28,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +112,8 @@ def peer(name: str, python: Path) -> Iterator[Callable[[str, int], float]]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        env=os.environ | {"PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}"},
+        start_new_session=True,
     )
     assert process.stdin is not None
     assert process.stdout is not None
@@ -122,13 +126,16 @@ def peer(name: str, python: Path) -> Iterator[Callable[[str, int], float]]:
         return float(json.loads(line))
 
     try:
+        measure("empty", 1)
         yield measure
     finally:
-        process.stdin.close()
-        try:
+        with suppress(BrokenPipeError):
+            process.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # Parsl leaves processes behind
+        process.wait()
 
 
 def main() -> int:
@@ -153,12 +160,11 @@ def main() -> int:
                 "Ray, one by one": with_muster("ray", engine, bundle_s=0.0),
                 "Ray, bundles": with_muster("ray", engine),
             }
-            try:
-                python = flow_peers_python()
-                for name in ("dask", "parsl"):
-                    ways[name] = stack.enter_context(peer(name, python))
-            except PeerUnavailable as reason:
-                print(f"Dask and Parsl are left out: {reason}")
+            for name in ("dask", "parsl"):
+                try:
+                    ways[name] = stack.enter_context(peer(name, flow_peers_python()))
+                except PeerUnavailable as reason:
+                    print(f"{name} is left out: {reason}")
             if "empty" in asked.parts:
                 _empty(ways, rounds, scale, verdicts)
             if "wall" in asked.parts:

@@ -71,16 +71,16 @@ def flow_peers_python() -> Path:
     Raises:
         PeerUnavailable: a package cannot be installed.
     """
-    return _python("flow", FLOW_PEERS)
+    return _python("flow", FLOW_PEERS, torch=False)
 
 
-def _python(name: str, *packages: Sequence[str]) -> Path:
+def _python(name: str, *packages: Sequence[str], torch: bool = True) -> Path:
     """The Python of an environment, which is made first if it is not there or has other versions."""
     folder = cache_home() / "muster-benchmarks" / name
     python, made = folder / "bin" / "python", folder / "installed.txt"
     # torch first and alone: pip then takes this platform's build of that version for all that follows.
-    torch = importlib.metadata.version("torch").partition("+")[0]
-    every = [[f"torch=={torch}"], *packages]
+    version = importlib.metadata.version("torch").partition("+")[0]
+    every = [[f"torch=={version}"]] * torch + list(packages)
     wanted = "\n".join(" ".join(each) for each in every)
     if made.is_file() and made.read_text() == wanted:
         return python

@@ -48,7 +48,7 @@ def parsl(workers: int) -> tuple[Callable[..., Any], Callable[[list[Any]], Any]]
         address="127.0.0.1",
         provider=LocalProvider(init_blocks=1, max_blocks=1),
     )
-    parsl.load(Config(executors=[executor], run_dir=tempfile.mkdtemp(), usage_tracking=0, app_cache=False))
+    parsl.load(Config(executors=[executor], run_dir=tempfile.mkdtemp(), usage_tracking=0))
     apps = {function: parsl.python_app(function) for function in (identity, spin)}
     return lambda function, value: apps[function](value), lambda futures: [each.result() for each in futures]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from muster.errors import RunLocked
@@ -155,8 +156,30 @@ def test_workers_of_ray_and_the_program_itself_are_killed(tmp_path: Path) -> Non
     before = calls(path)
     values, resumed = finish(path, "ray")
     assert values == expected(30)
-    assert resumed >= sum(before.values()) - len(before) - 6
-    assert sum(calls(path).values()) - 91 <= 2 * 2 * 2  # workers, bundles ahead of each, kills
+    in_flight = 2 * 2  # workers, and bundles that each has been sent
+    assert resumed >= len(before) - in_flight
+    assert sum(calls(path).values()) - 91 <= 2 * in_flight  # two kills
+
+
+def test_an_engine_that_dies_ends_the_program_with_a_sentence_and_the_next_start_goes_on(
+    tmp_path: Path,
+) -> None:
+    path = program(tmp_path / "p", 20)
+    process = start(path, "ray", start_new_session=True)
+    while sum(calls(path).values()) < 5:
+        assert process.poll() is None
+        time.sleep(0.01)
+    raylet = next(
+        each for each in psutil.Process(process.pid).children(recursive=True) if each.name() == "raylet"
+    )
+    raylet.kill()
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert "a daemon of the embedded engine" in errors
+    before = calls(path)
+    values, resumed = finish(path, "ray")
+    assert values == expected(20)
+    assert resumed >= len(before) - 4
 
 
 def _worker_of(path: Path) -> int:

@@ -277,7 +277,7 @@ class Graph:
         ended: list[tuple[Node, Failure | None]] = []
         while stack:
             each, why = stack.pop()
-            if each.state in (DONE, FAILED, CANCELLED) and each is not node:
+            if each.state in (DONE, FAILED, CANCELLED):
                 continue
             each.state = state
             ended.append((each, why))
@@ -385,6 +385,14 @@ class Graph:
         for each in list(self.pending):
             if each.state in (WAITING, READY):
                 self.end(each, FAILED, failure)
+
+    def fail_all(self, failure: Failure) -> None:
+        """Nothing will be done any more."""
+        self.failure = failure
+        for each in list(self.pending):
+            if each.state == RUNNING:
+                self._stop(each)
+            self.end(each, FAILED, failure)
 
     def _stop(self, node: Node) -> None:
         node.times = (*node.times, time.monotonic())

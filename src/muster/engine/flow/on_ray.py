@@ -12,6 +12,7 @@ import queue
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -58,19 +59,31 @@ class _Bundle:
         self.answers: list[Any] = []  # references to what comes back
         self._places: dict[Any, int] = {}
 
-    def add(self, node: Node, function: int, values: list[Any]) -> None:
+    def add(self, node: Node, function: int, values: list[Any], folder: Callable[[], str]) -> None:
         """Packs one more task.
+
+        Arguments:
+            node: the task.
+            function: its number.
+            values: of its inputs.
+            folder: where versions of files are; asked if it has some.
 
         Raises:
             Exception: its arguments cannot be pickled.
         """
         inputs = [self._shipped(each) if type(each) is Remote else each for each in values]
         call = node.call
-        load = packed((call.args, call.kwargs, inputs, list(call.outputs)))
         task = node.task
         self.errands.append(
             Errand(
-                node.number, node.name, function, task.returns, load, call.files, node.cores, task.timeout_s
+                node.number,
+                node.name,
+                function,
+                task.returns,
+                load=packed((call.args, call.kwargs, inputs, list(call.outputs))),
+                files=None if call.files is None else (folder(), call.files),
+                cores=node.cores,
+                timeout_s=task.timeout_s,
             )
         )
         self.nodes.append(node)
@@ -141,7 +154,7 @@ class OnRay(Executor):
             num_cpus=0 if self._session.embedded else 1,
             max_restarts=0,
             max_concurrency=1,
-        ).remote(sys.path, self._session.home, str(self.flow.files.folder))
+        ).remote(sys.path, self._session.home)
         return _Seat(actor)
 
     # What is sent.
@@ -194,7 +207,7 @@ class OnRay(Executor):
             if (values := graph.begin(node)) is None:
                 continue
             try:
-                bundle.add(node, self._function(node), values)
+                bundle.add(node, self._function(node), values, lambda: str(self.flow.files.folder))
             except Exception as error:
                 problems.append((node, _unpicklable(node, error)))
                 continue
@@ -303,12 +316,9 @@ class OnRay(Executor):
 
     def _watch(self) -> None:
         """Looks whether the engine is there, and for tasks that have had their time."""
-        if (problem := self._session.lost()) is not None:
-            with self.flow.lock:
-                self._ending = True
-                nodes = [node for seat in self._seats for bundle in seat.bundles for node in bundle.nodes]
-            for node in nodes:
-                self.flow.fail(node, EngineLost(problem))
+        if not self._ending and (problem := self._session.lost()) is not None:
+            self._ending = True
+            self.flow.abandon(EngineLost(problem))
             return
         with self.flow.lock:
             now = time.monotonic()

@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -54,7 +55,7 @@ class Errand:
         function: number of its function, which the worker has been sent before.
         returns: how many values its function should return.
         load: pickled arguments, keyword arguments, values of the inputs, and the places of those that it changes.
-        files: by slot, of those that are files or directories; their versions are among the values.
+        files: where versions of files are, and by slot the use of those that are files; None where there are none.
         cores: that it may use.
         timeout_s: after which `cancel_wanted` is true.
     """
@@ -64,7 +65,7 @@ class Errand:
     function: int
     returns: int
     load: bytes
-    files: dict[int, FileUse] | None
+    files: tuple[str, dict[int, FileUse]] | None
     cores: int
     timeout_s: float | None
 
@@ -112,13 +113,11 @@ class FlowWorker:
     Arguments:
         path: where modules are found.
         home: the user's HOME.
-        files: where the versions of files are.
     """
 
-    def __init__(self, path: list[str], home: str, files: str) -> None:
+    def __init__(self, path: list[str], home: str) -> None:
         sys.path.extend(entry for entry in path if entry not in sys.path)
         os.environ["HOME"] = home
-        self._folder = Path(files)
         self._opened: Files | None = None
         self._functions: dict[int, Any] = {}
         self._stopped: set[int] = set()
@@ -162,10 +161,15 @@ class FlowWorker:
             return [answer, None, None]
         return [Answer(answer.number, None, None, None, answer.seconds), *answer.large]
 
-    def _files(self) -> Files:
+    def _paths(
+        self, files: tuple[str, dict[int, FileUse]] | None, values: list[Any]
+    ) -> AbstractContextManager[None]:
+        """The task's own paths of the files among its values."""
+        if files is None:
+            return contextlib.nullcontext()
         if self._opened is None:
-            self._opened = Files(self._folder)
-        return self._opened
+            self._opened = Files(Path(files[0]))
+        return self._opened.opened(files[1], values)
 
     def _function(self, key: int) -> Any:
         function = self._functions[key]
@@ -194,11 +198,7 @@ class FlowWorker:
             call = Call(args, kwargs)
             call.inputs = values
             function = self._function(errand.function)
-            with (
-                contextlib.nullcontext()
-                if errand.files is None
-                else self._files().opened(errand.files, values)
-            ):
+            with self._paths(errand.files, values):
                 args, kwargs = call.filled(values)
                 times.append(time.monotonic())
                 running.times = (times[1],)

@@ -71,6 +71,7 @@ class Flow:
         self._files: Files | None = None
         self.graph = Graph(self, executor.cores)
         self.closed = False
+        self._lost: MusterError | None = None  # why nothing can run any more
         self._callbacks: list[tuple[Future, list[Callable[[Any], object]]]] = []
         self._timers: set[threading.Timer] = set()
         self._waiters = 0
@@ -98,6 +99,8 @@ class Flow:
             TaskRefused: the call is wrong; nothing has been started.
         """
         with self.lock:
+            if self._lost is not None:
+                raise self._lost
             if self.closed:
                 raise TaskRefused(
                     f"{task.__name__}() was called after its flow had ended; call it within the block"
@@ -285,6 +288,13 @@ class Flow:
             self._try_again(node, wait_s)
         self.look()
 
+    def abandon(self, error: MusterError) -> None:
+        """What runs the tasks is gone: all that are not done have failed, and no other can be called."""
+        with self.lock:
+            self._lost = error
+            self.graph.fail_all(Failure(error, self.name))
+        self.look()
+
     def look(self) -> None:
         """Starts what can be started, and calls back who asked for it."""
         self.executor.look()
@@ -319,7 +329,7 @@ class Flow:
                 output = call.outputs[index]
                 if isinstance(output, Turns):
                     output.number = number = output.number or number
-                self.files.publish(values[index], use.path, number)
+                self.files.publish(self.executor.fetch(values[index]), use.path, number)
 
     def _try_again(self, node: Node, wait_s: float) -> None:
         def wake() -> None:
