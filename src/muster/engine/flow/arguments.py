@@ -65,19 +65,14 @@ class Call:
 
     def is_settled(self) -> bool:
         """Whether all that it needs is there, it changes nothing, and nothing of it is to be forgotten after it."""
-        if self.outputs:
-            return False
-        for each in self.inputs:
-            if (
-                type(each) is not Future
-                or each.failed is not None
-                or each.datum is not None
-                or not each.done()
-            ):
-                return False
-            if each.cancelled():
-                return False
-        return True
+        return not self.outputs and all(
+            type(each) is Future
+            and each.done()
+            and each.failed is None
+            and not each.cancelled()
+            and each.datum is None
+            for each in self.inputs
+        )
 
     def filled(self, values: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments with these values of the slots."""

@@ -96,6 +96,13 @@ class Turns:
         self.joined: list[bytes] = []  # keys of those that take part
 
 
+def future_of(source: Any) -> Future | None:
+    """The future that an input of a call waits for, if it waits for one."""
+    if type(source) is Turns:
+        source = source.before
+    return source if type(source) is Future else None
+
+
 class Datum:
     """One thing that tasks change.
 

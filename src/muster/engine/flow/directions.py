@@ -4,7 +4,7 @@
 `IN`         reads (the default of every parameter)
 `OUT`        makes a new one: a file or directory that need not exist, an object that is given only to be filled
 `INOUT`      reads and changes: the next task that takes it gets the changed one
-`IN_DELETE`  reads, and nobody will after it: the engine may forget it (an object) or remove it (a file)
+`IN_DELETE`  reads, and nobody will after it: the engine forgets it
 `COMMUTATIVE`  changes, one task at a time, in whatever order they are ready
 ===========  =====================================================================================================
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from muster.engine.flow.arguments import Call, Nested, Slot, map_items, private
 from muster.engine.flow.code_identity import code_identity
-from muster.engine.flow.data import Turns
+from muster.engine.flow.data import Turns, future_of
 from muster.engine.flow.future import Future
 from muster.engine.flow.journal import Entry, Journal, Key, Occurrences, Output
 from muster.engine.flow.result_store import ResultStore
@@ -159,7 +159,7 @@ class Record:
         key = node.key
         if key is None or key in self._unkept:
             return
-        if any(future.key is None for future in map(_future, node.call.inputs) if future is not None):
+        if any(future.key is None for future in map(future_of, node.call.inputs) if future is not None):
             node.key = None  # it was made of what stands in for a failed task's outputs
             return
         turns = {index: each for index, each in node.call.outputs.items() if type(each) is Turns}
@@ -267,12 +267,6 @@ def key_of_turns(turns: Turns) -> str | None:
         return None
     together = hashlib.blake2b(b"".join([turns.key.name, *sorted(turns.joined)]), digest_size=20)
     return f"{together.hexdigest()} {_TURNS}"
-
-
-def _future(source: Any) -> Future | None:
-    if type(source) is Turns:
-        source = source.before
-    return source if type(source) is Future else None
 
 
 def _named(parameters: Sequence[str], call: Call) -> Iterator[tuple[str, Any]]:

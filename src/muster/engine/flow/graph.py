@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from muster.engine.flow.arguments import NO_CALL, Call, private, sealed
-from muster.engine.flow.data import Turns
+from muster.engine.flow.data import Turns, future_of
 from muster.engine.flow.future import Failure, Future
 from muster.engine.flow.node import (
     CANCELLED,
@@ -119,7 +119,7 @@ class Graph:
             else:
                 output.settle(found.changed[index])
         for source in call.inputs:
-            if (read := _future(source)) is not None:
+            if (read := future_of(source)) is not None:
                 read.drop_if_deleted()
         return returned
 
@@ -324,7 +324,7 @@ class Graph:
                 output.after.made_by(output)
         state, failure = WAITING, None
         for source in node.call.inputs:
-            if (future := _future(source)) is None:
+            if (future := future_of(source)) is None:
                 continue
             future.readers += 1
             if (maker := future.source) is not None:
@@ -403,7 +403,7 @@ class Graph:
         for group in node.groups:
             group.pending.discard(node)
         for source in node.call.inputs:
-            if (future := _future(source)) is not None:
+            if (future := future_of(source)) is not None:
                 future.readers -= 1
                 future.drop_if_deleted()
         node.call = NO_CALL
@@ -418,13 +418,6 @@ def name_outputs(key: Key | None, returned: Sequence[Future], call: Call) -> Non
     for index, output in call.outputs.items():
         if isinstance(output, Future):
             output.key = None if name is None else f"{name} changed {index}"
-
-
-def _future(source: Any) -> Future | None:
-    """The future that an input waits for, if it waits for one."""
-    if type(source) is Turns:
-        source = source.before
-    return source if type(source) is Future else None
 
 
 def _value(source: Any) -> Any:

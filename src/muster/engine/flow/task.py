@@ -28,7 +28,6 @@ class Task(Generic[P, R]):
         cores: that one call takes.
         priority: of two tasks that could run, the one with the higher is first.
         timeout_s: that one attempt may take.
-        cache: whether a result of an earlier run of the flow may be taken.
     """
 
     __name__: str
@@ -45,7 +44,6 @@ class Task(Generic[P, R]):
         cores: int | Callable[..., int] = 1,
         priority: float = 0.0,
         timeout_s: float | None = None,
-        cache: bool = False,
     ) -> None:
         functools.update_wrapper(self, function)
         self.function = function
@@ -81,7 +79,7 @@ class Task(Generic[P, R]):
             )
         self.accesses = {each: access for each, access in accesses.items() if access != IN}
         self.returns, self.on_failure, self.defaults = returns, on_failure, tuple(defaults or ())
-        self.cores, self.priority, self.timeout_s, self.cache = cores, priority, timeout_s, cache
+        self.cores, self.priority, self.timeout_s = cores, priority, timeout_s
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
         from muster.engine.flow.program import current
@@ -136,7 +134,6 @@ def task(
     cores: int | Callable[..., int] = 1,
     priority: float = 0.0,
     timeout_s: float | None = None,
-    cache: bool = False,
     **directions: Access,
 ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
 
@@ -159,7 +156,6 @@ def task(function: Any = None, /, **options: Any) -> Any:
         cores: that one call occupies; a function of the same arguments may compute it.
         priority: of tasks that could run, those with a higher one are first.
         timeout_s: for one attempt, in seconds.
-        cache: whether the result may be taken from an earlier run in the same folder.
         directions: of parameters, by name; `IN` where nothing is said.
 
     Raises:
