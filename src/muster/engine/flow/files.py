@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from muster.engine.flow.file_trees import copy_tree, remove_tree
 from muster.engine.flow.file_versions import FileVersion, FileVersions
 
 
@@ -81,7 +81,7 @@ class Files:
         finally:
             for path in paths.values():
                 if path.parent.parent == self.folder / "scratch":
-                    shutil.rmtree(path.parent, ignore_errors=True)
+                    remove_tree(path.parent)
 
     def _path(self, use: FileUse, version: Any) -> Path:
         name = os.path.basename(use.path)
@@ -92,24 +92,11 @@ class Files:
         link.parent.mkdir()
         while True:
             path = self._versions.path(version)
-            _link(path, link)
+            copy_tree(path, link, link=True)
             if path == self._versions.path(version):
                 return link
-            shutil.rmtree(
-                link
-            ) if link.is_dir() else link.unlink()  # it was just replaced; the first one is kept now
+            remove_tree(link)  # it was just replaced; the first one is kept now
 
     def close(self) -> None:
         """Ends; versions in a folder of the user's stay."""
         self._stack.close()
-
-
-def _link(path: str | Path, link: str | Path) -> None:
-    """Links to a file, or to all files of a directory; copies where that cannot be."""
-    if os.path.isdir(path):
-        shutil.copytree(path, link, copy_function=_link)
-        return
-    try:
-        os.link(path, link)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(path, link)
